@@ -1,0 +1,1 @@
+"""Gates: values and rules in, a verdict out; pure functions."""

@@ -1,0 +1,48 @@
+"""The training gate: whether training did what it says, everywhere and finitely."""
+
+import math
+
+from loragate.verdicts import Finding, Verdict, at_least, conclude, exactly, none_of
+from loragate.work import AdapterEvidence, Trained
+
+
+def judge(trained: Trained, adapter: AdapterEvidence) -> Verdict:
+    """Judge a training by its curve and by the adapter it left on disk."""
+    return conclude(
+        "training",
+        [
+            _finite_curve(trained),
+            _heldout_measured(trained),
+            at_least("modules_adapted", trained.modules, 1, "number of modules with an adapter"),
+            none_of("weights_finite", adapter.not_finite, "released adapter tensors hold NaN or infinity"),
+            none_of("lora_b_not_zero", adapter.zero_modules, "modules have an adapter that is all zero"),
+            none_of("gradient_reached", trained.modules_without_gradient, "adapted modules never got a gradient"),
+            exactly(
+                "trainable_count",
+                trained.trainable,
+                trained.predicted_trainable,
+                "number of trainable parameters",
+            ),
+            exactly(
+                "released_count",
+                adapter.parameters,
+                trained.trainable,
+                "number of weights in the released adapter",
+            ),
+        ],
+    )
+
+
+def _finite_curve(trained: Trained) -> Finding:
+    bad = [p.step for p in trained.curve if not (math.isfinite(p.loss) and math.isfinite(p.grad_norm))]
+    detail = (
+        f"loss or gradient is not finite at step {bad[0]}" if bad else f"finite in all {len(trained.curve):,} steps"
+    )
+    return Finding("loss_finite", bool(trained.curve) and not bad, detail)
+
+
+def _heldout_measured(trained: Trained) -> Finding:
+    losses = [p.heldout_loss for p in trained.curve if p.heldout_loss is not None]
+    best = min((loss for loss in losses if math.isfinite(loss)), default=math.nan)
+    detail = f"best held-out loss {best:.4f} nats per token, at step {trained.best_step} of {len(trained.curve)}"
+    return Finding("heldout_loss_finite", math.isfinite(best) and trained.best_step > 0, detail, value=best)

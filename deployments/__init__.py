@@ -1,0 +1,1 @@
+"""What runs the flows: run files, Prefect deployments, set-up."""

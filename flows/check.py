@@ -1,0 +1,19 @@
+"""Config and data gate only: what a person runs before a night of training."""
+
+from prefect import flow
+
+from loragate.record import summary
+from tasks.attempts import rehearsed
+from tasks.fetch_base import fetch_base
+from tasks.gates import data_gate
+from tasks.prepare_rows import prepare_rows
+
+
+@flow(name="check", persist_result=False, validate_parameters=False)
+def check_data(config: str, home: str | None = None, overrides: list[str] | None = None) -> dict[str, object]:
+    """Judge the data of a run file; what was computed on the way is reused by a later release."""
+    with rehearsed(config, home, overrides) as attempt:
+        base = fetch_base(attempt)
+        rows = prepare_rows(attempt, base)
+        data_gate(attempt, rows)
+    return dict(summary(attempt.journal.read(), report=""))

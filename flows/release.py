@@ -1,0 +1,41 @@
+"""The road from pairs to a gated release, in the order it is walked."""
+
+from prefect import flow
+
+from tasks.attempts import attempted
+from tasks.export_gguf import export_gguf, probe_gguf
+from tasks.fetch_base import fetch_base
+from tasks.gates import data_gate, gguf_gate, merge_gate, quality_gate, training_gate
+from tasks.measure_model import measure_model
+from tasks.merge_adapter import compare_merged, merge_adapter
+from tasks.prepare_rows import prepare_rows
+from tasks.register_release import register_release
+from tasks.train_adapter import train_adapter
+
+
+@flow(name="release", persist_result=True, result_serializer="json", validate_parameters=False)
+def release_model(config: str, home: str | None = None, overrides: list[str] | None = None) -> dict[str, object]:
+    """Release the model that a run file describes, or be refused by the first gate that it does not pass.
+
+    Steps that an earlier attempt has finished on the same inputs are reused; gates judge anew each time.
+    """
+    with attempted(config, home, overrides) as attempt:
+        base = fetch_base(attempt)
+        rows = prepare_rows(attempt, base)
+        data_gate(attempt, rows)
+
+        baseline = measure_model(attempt, "baseline", base, rows)
+        adapter = train_adapter(attempt, base, rows)
+        training_gate(attempt, adapter)
+
+        tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
+        quality_gate(attempt, baseline, tuned, rows)
+
+        merged = merge_adapter(attempt, base, adapter)
+        merge_gate(attempt, compare_merged(attempt, base, adapter, merged, rows))
+        remeasured = measure_model(attempt, "merged", base, rows, weights=merged)
+
+        for name, gguf in export_gguf(attempt, merged).items():
+            gguf_gate(attempt, name, probe_gguf(attempt, name, gguf, rows), remeasured, base)
+
+        return register_release(attempt)

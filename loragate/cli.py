@@ -1,0 +1,323 @@
+"""The command `loragate`: a front door that imports nothing heavy until it is needed."""
+
+import contextlib
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+from loragate import __version__
+from loragate.errors import GateRefusedError, LoragateError
+
+if TYPE_CHECKING:
+    from loragate.home import Home, Kind
+    from loragate.record import AttemptRecord
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="loragate")
+def main() -> None:
+    """Fine-tune a language model with LoRA or QLoRA and release it only through gates.
+
+    \b
+    A first run:
+      loragate init            write a commented run file
+      loragate check run.yaml  judge the data; trains nothing
+      loragate release run.yaml
+
+    \b
+    Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
+    5 blocked (another release of the model is running), 1 anything unexpected.
+    """
+
+
+def common(command: F) -> F:
+    """Add the options that every command has."""
+    for option in reversed(
+        (
+            click.option(
+                "--home", metavar="DIR", help="State folder; else the run file's home, LORAGATE_HOME, ./.loragate."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
+            click.option("-q", "--quiet", is_flag=True, help="Tell only the result and errors."),
+            click.option("-v", "--verbose", is_flag=True, help="Show orchestrator logs, and tracebacks of errors."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY.PATH=VALUE",
+    help="Override a key of the run file; repeatable.",
+)
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False), default=Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
+def init(folder: Path, as_json: bool) -> None:
+    """Write a commented run file and its JSON schema into DIR (default: here)."""
+    with answered(verbose=False):
+        from loragate.starter import write_starter
+
+        written = write_starter(folder)
+        if as_json:
+            put_json({"written": [str(path) for path in written]})
+        else:
+            put("\n".join(f"wrote {path}" for path in written))
+            put(f"Fill in model, base_model and data, then: loragate check {written[0]}")
+
+
+@main.command()
+@config_argument
+@overrides_option
+@common
+def check(
+    config: Path, overrides: tuple[str, ...], home: str | None, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Check a run file and judge its data with the data gate.
+
+    Trains nothing and adds nothing to the releases. The base model is prepared on the way, which takes a while the
+    first time; a later release finds it done.
+    """
+    with answered(verbose):
+        place = prepare(config, overrides, home, quiet, verbose)
+        from loragate.orchestrator import prefect_server
+
+        before = attempts(place, "checks")
+        with prefect_server(place) as ready:
+            from flows.check import check_data
+
+            ready()
+            with contextlib.suppress(GateRefusedError):
+                check_data(str(config), str(place.root), list(overrides))
+        outcome = newest(place, before, "checks")
+        put_outcome(place, outcome, "checks", as_json)
+        if outcome["verdict"] == "refused":
+            sys.exit(GateRefusedError.exit_code)
+
+
+@main.command()
+@config_argument
+@overrides_option
+@common
+def release(
+    config: Path, overrides: tuple[str, ...], home: str | None, as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    """Walk the whole road: check, measure, train, judge, merge, convert, register.
+
+    Run again after an interruption, it goes on where it was; run again unchanged, it finds the release it made.
+    """
+    with answered(verbose):
+        place = prepare(config, overrides, home, quiet, verbose)
+        from loragate.orchestrator import prefect_server
+
+        before = attempts(place, "record")
+        with prefect_server(place) as ready:
+            from flows.release import release_model
+
+            ready()
+            outcome: Mapping[str, object]
+            try:
+                outcome = release_model(str(config), str(place.root), list(overrides))
+            except GateRefusedError:
+                outcome = newest(place, before, "record")
+        put_outcome(place, outcome, "record", as_json)
+        if outcome["verdict"] == "refused":
+            sys.exit(GateRefusedError.exit_code)
+
+
+@main.command("list")
+@click.argument("model", required=False)
+@common
+def list_releases(model: str | None, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
+    """List attempts: release, verdict, aliases, when, digest. MODEL narrows it to one model."""
+    with answered(verbose):
+        from loragate.home import find_home
+        from loragate.listing import as_rows, as_table
+
+        place = find_home(home)
+        rows = as_rows(place.records(), model)
+        if as_json:
+            put_json({"releases": rows})
+        else:
+            put(as_table(rows) if rows else f"nothing{f' of {model}' if model else ''} on record in {place.root}")
+
+
+@main.command()
+@click.argument("name", metavar="RELEASE")
+@click.option("--html", is_flag=True, help="Print the path of the HTML report and nothing else.")
+@common
+def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
+    """Show one release: gates, ladder, artifacts.
+
+    RELEASE is model@version, model@champion, an attempt's id, or a model's name for its newest attempt, refused or not.
+    """
+    with answered(verbose):
+        from loragate.home import find_home
+        from loragate.listing import describe, pick
+        from loragate.record import summary
+
+        place = find_home(home)
+        record = pick(place.records(), name, str(place.root))
+        report = str(place.report(record.opened.attempt))
+        if html:
+            put(report)
+        elif as_json:
+            put_json(summary(record, report=report))
+        else:
+            put(describe(record, report))
+
+
+@main.command()
+@click.argument("configs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--cron", default="0 3 * * 1", show_default=True, help="When to release, as a cron expression.")
+@click.option("--timezone", default="UTC", show_default=True, help="Time zone of the cron expression.")
+@common
+def serve(  # noqa: PLR0913 - one parameter an option
+    configs: tuple[Path, ...],
+    cron: str,
+    timezone: str,
+    home: str | None,
+    as_json: bool,  # noqa: ARG001 - a service prints no result
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Run releases of CONFIG… on a schedule, on this machine, until Ctrl-C.
+
+    A refused release shows as a failed flow run with the verdict as its message; an unchanged one trains nothing.
+    """
+    with answered(verbose):
+        for config in configs:
+            place = prepare(config, (), home, quiet, verbose)
+        from flows.schedule import check_schedule, serve_releases
+        from loragate.orchestrator import prefect_server
+
+        check_schedule(cron, timezone)
+        with prefect_server(place, serves_schedules=True) as ready:
+            tell_where(ready())
+            serve_releases([str(config.resolve()) for config in configs], str(place.root), cron, timezone)
+
+
+def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: bool, verbose: bool) -> "Home":
+    """Refuse a wrong run file at once, and set up the environment for what follows."""
+    from loragate import narration
+    from loragate.config import find_base, load
+    from loragate.home import find_home
+    from loragate.orchestrator import prepare_environment
+    from loragate.rows import find_files
+
+    narration.quiet = quiet
+    run = load(config, overrides)
+    find_base(run)
+    data = run.config.data
+    find_files(run, data.train + (data.heldout if isinstance(data.heldout, tuple) else ()))
+    place = find_home(home, run)
+    prepare_environment(place, verbose=verbose)
+    return place
+
+
+def attempts(place: "Home", kind: "Kind") -> set[str]:
+    """Ids of the attempts, or checks, on record."""
+    return {path.name for path in (place.root / kind).glob("*")}
+
+
+def newest(place: "Home", before: set[str], kind: "Kind") -> Mapping[str, object]:
+    """The outcome of the one attempt that was not there before."""
+    from loragate.record import summary
+
+    (attempt,) = attempts(place, kind) - before
+    return summary(place.journal(attempt, kind).read(), report=str(place.report(attempt)) if kind == "record" else "")
+
+
+def put_outcome(place: "Home", outcome: Mapping[str, object], kind: "Kind", as_json: bool) -> None:
+    """Put the verdict, the gates, the ladder and where to look further."""
+    if as_json:
+        put_json(outcome)
+        return
+    from loragate.listing import describe
+
+    record = place.journal(str(outcome["attempt"]), kind).read()
+    put(describe(record, str(place.report(record.opened.attempt)) if kind == "record" else ""))
+    if kind == "record":
+        put(where_to_look(place, record))
+
+
+def where_to_look(place: "Home", record: "AttemptRecord") -> str:
+    """The commands that open the two user interfaces on what just happened."""
+    folder = Path(sys.executable).parent
+    uri = record.tracked.uri if record.tracked else place.tracking_uri
+    return (
+        f"\nMLflow:   {folder}/mlflow ui --backend-store-uri {uri}\n"
+        f"Prefect:  PREFECT_HOME={place.prefect} {folder}/prefect server start"
+    )
+
+
+def tell_where(address: str) -> None:
+    """Say where the schedules can be watched."""
+    from loragate.narration import tell
+
+    tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
+
+
+class answered:  # noqa: N801 - reads as a phrase where it is used
+    """Turn our errors into one paragraph on stderr and the exit code of the contract."""
+
+    def __init__(self, verbose: bool) -> None:
+        """Show tracebacks where `verbose`."""
+        self.verbose = verbose
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """End the process with the error's exit code."""
+        if error is None or isinstance(error, (SystemExit, click.exceptions.Exit, click.ClickException)):
+            return
+        if self.verbose:
+            traceback.print_exception(error)
+        if isinstance(error, LoragateError):
+            fail(str(error), error.exit_code)
+        if isinstance(error, KeyboardInterrupt):
+            fail("interrupted; the same command goes on where this one stopped", 130)
+        fail(f"unexpected {type(error).__name__}: {error}; -v shows where", 1)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with one paragraph on stderr."""
+    click.echo(f"loragate: {message}", err=True)
+    sys.exit(code)
+
+
+def put(text: str) -> None:
+    """Write to stdout."""
+    click.echo(text)
+
+
+def put_json(value: Mapping[str, object]) -> None:
+    """Write one line of JSON; numbers that JSON has no form for become null."""
+    click.echo(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""The run file as one frozen tree: every key, its type, its bounds, its meaning and its default.
+
+The string under a field says meaning and unit; `loragate init` writes it as the comment above the key. Unknown
+keys, wrong types and bad combinations are refused while the tree is built, before anything is read or run.
+"""
+
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from loragate.errors import BaseModelError, ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Quantization = Literal["f16", "q8_0", "q4_k_m"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no silent conversion."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class BaseModelSource(Section):
+    """The model that is fine-tuned."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """Hub id (org/name), local folder, or a .gguf file; paths are relative to this file."""
+    revision: str | None = None
+    """Hub branch, tag or commit (hub ids only); null takes the newest once and then stays with that."""
+    trust_remote_code: bool = False
+    """Whether the model repository's own Python code may run. Leave it off unless you have read that code."""
+
+
+class Data(Section):
+    """The rows to learn from and the rows that are held out to judge by."""
+
+    train: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Files or globs: .json .jsonl .csv .parquet; paths are relative to this file."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] = 0.1
+    """Share of rows held out by the hash of their question (stable across retrains), or files of their own."""
+    format: Literal["auto", "alpaca", "prompt_completion", "messages"] = "auto"
+    """Row format: alpaca (instruction/input/output), prompt/completion, messages; auto looks at the keys."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longest training row in tokens; what is longer is cut at the end, and the data gate says what that loses."""
+
+
+class Train(Section):
+    """How the adapter is trained."""
+
+    method: Literal["lora", "qlora"] = "lora"
+    """lora: adapter on the base as it is; qlora: adapter on the base in 4-bit NF4, double-quantised."""
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the adapter."""
+    alpha: Positive = 32
+    """Scale of the adapter: its output is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input, as a share."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear layers that get an adapter; [all-linear] takes every one but the output head."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_share: Share = 0.05
+    """Share of the optimizer steps over which the learning rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW on the adapter's weights."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """The gradient's norm is clipped to this."""
+    epochs: Positive = 3
+    """Passes over the training rows."""
+    batch_size: Positive = 8
+    """Rows per optimizer step; the loss is the mean over the step's supervised tokens."""
+    forward_tokens: Positive = 4096
+    """Most token slots (rows x longest row) in one forward pass; larger batches are accumulated exactly."""
+    checkpoint_steps: Positive = 10
+    """Optimizer steps between checkpoints: what a kill can cost at most."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of weights and arithmetic; auto: bfloat16 where the hardware multiplies it fast, else float32."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random: adapter start, row order, dropout."""
+
+
+class DataLimits(Section):
+    """Limits of the data gate. Source: FIELD data-failure list, e.g. trl#1623 (lost stop tokens), trl#6668."""
+
+    min_train_rows: Positive = 2
+    """Fewest training rows."""
+    min_heldout_rows: Positive = 2
+    """Fewest held-out rows; fewer say nothing about the model."""
+    min_answer_chars: Positive = 1
+    """Shortest answer in characters, white space not counted."""
+    max_truncated_share: Share = 0.0
+    """Share of rows that may be cut at data.max_tokens while their answers' stop tokens survive."""
+    max_duplicate_share: Share = 0.05
+    """Share of training rows that may be exact copies of an earlier one (own choice: some repetition is usual)."""
+    max_leaked_share: Share = 0.0
+    """Share of held-out rows whose question may also stand in the training rows."""
+
+
+class QualityLimits(Section):
+    """Limits of the quality gate: the tuned model against the base on the held-out rows."""
+
+    max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Tuned perplexity / baseline perplexity must not exceed this (1.0: the fine-tune must not make it worse)."""
+    num_samples: Positive = 8
+    """Held-out questions answered greedily before and after, for the report and the stop share."""
+    sample_tokens: Positive = 128
+    """Longest sampled answer in tokens."""
+    min_stop_share: Share = 0.75
+    """Share of sampled answers that must end with a stop token within sample_tokens."""
+
+
+class MergeLimits(Section):
+    """Limits of the merge gate: merged weights against base + adapter on the same tokens."""
+
+    max_kl_float32: Annotated[float, Field(gt=0)] = 1e-5
+    """Mean KL divergence in nats, adapter || merged, when weights are float32."""
+    max_kl_bfloat16: Annotated[float, Field(gt=0)] = 5e-3
+    """The same when weights are bfloat16, whose 8-bit mantissa rounds the merged delta."""
+    min_kl_from_base: Annotated[float, Field(gt=0)] = 1e-4
+    """Mean KL divergence in nats, merged || base, below which the merge changed nothing."""
+
+
+class GgufLimits(Section):
+    """Limits of the GGUF gate: the exported file in llama.cpp against the merged model, same tokens."""
+
+    max_perplexity_ratio_f16: Annotated[float, Field(gt=0)] = 1.01
+    """GGUF perplexity / merged perplexity for f16."""
+    max_perplexity_ratio_q8_0: Annotated[float, Field(gt=0)] = 1.02
+    """The same for q8_0."""
+    max_perplexity_ratio_q4_k_m: Annotated[float, Field(gt=0)] = 1.15
+    """The same for q4_k_m; small models lose more than large ones."""
+    min_perplexity_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """A GGUF this much better than the merged model is not the same model."""
+    max_unequal_probe_share: Share = 0.1
+    """Share of deliberately odd texts (scripts, emoji, fractions) that llama.cpp may tokenise otherwise; the texts of
+    held-out rows may never differ (llama.cpp#9927, #27277)."""
+    min_stop_share: Share = 0.75
+    """Share of sampled answers that llama.cpp must end with a stop token."""
+
+
+class Gates(Section):
+    """Every limit that decides about a release."""
+
+    data: DataLimits = DataLimits()
+    """Limits of the data gate."""
+    quality: QualityLimits = QualityLimits()
+    """Limits of the quality gate."""
+    merge: MergeLimits = MergeLimits()
+    """Limits of the merge gate."""
+    gguf: GgufLimits = GgufLimits()
+    """Limits of the GGUF gate."""
+
+
+class Export(Section):
+    """What is made of the merged model."""
+
+    gguf: Annotated[tuple[Quantization, ...], Field(min_length=1)] = ("f16", "q8_0", "q4_k_m")
+    """GGUF files to export; each passes the GGUF gate on its own."""
+
+
+class Record(Section):
+    """Where the evidence goes."""
+
+    tracking_uri: str | None = None
+    """MLflow server; null: MLFLOW_TRACKING_URI where it is set, else SQLite and files under the home."""
+
+
+class Config(Section):
+    """A whole run file."""
+
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Name under which releases are registered: letters, digits, dot, dash, underscore."""
+    home: str | None = None
+    """Folder of run store, record and MLflow data, relative to this file; null: LORAGATE_HOME, else ./.loragate."""
+    base_model: BaseModelSource
+    """The model that is fine-tuned."""
+    data: Data
+    """The rows to learn from and to judge by."""
+    train: Train = Train()
+    """How the adapter is trained."""
+    gates: Gates = Gates()
+    """Every limit that decides about a release."""
+    export: Export = Export()
+    """What is made of the merged model."""
+    record: Record = Record()
+    """Where the evidence goes."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        """Refuse what cannot work together before an hour is spent on it."""
+        if self.train.forward_tokens < self.data.max_tokens:
+            raise ValueError(
+                f"train.forward_tokens is {self.train.forward_tokens}, less than one row of "
+                f"data.max_tokens = {self.data.max_tokens}; raise the one or lower the other"
+            )
+        local = self.base_model.source.endswith(".gguf") or self.base_model.source.startswith((".", "/", "~"))
+        if local and self.base_model.revision is not None:
+            raise ValueError("base_model.revision belongs to hub ids; a local base model is pinned by its digest")
+        if "all-linear" in self.train.target_modules and len(self.train.target_modules) > 1:
+            raise ValueError("train.target_modules: all-linear stands alone; remove the other names")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A run file that was read and found valid.
+
+    Attributes:
+        path: The file; relative paths in it start at its folder.
+        config: What it says, overrides applied.
+    """
+
+    path: Path
+    config: Config
+
+    def resolve(self, written: str) -> Path:
+        """Return a path as the run file means it: relative ones start at the run file's folder."""
+        path = Path(written).expanduser()
+        return path if path.is_absolute() else Path(os.path.normpath(self.path.parent / path))
+
+
+def find_base(run: RunFile) -> Path | None:
+    """Return the base model's file or folder, or None where the source is a hub id.
+
+    Raises:
+        BaseModelError: The source is a path and nothing is there.
+    """
+    source = run.config.base_model.source
+    path = run.resolve(source)
+    if path.exists():
+        return path
+    if source.endswith(".gguf") or source.startswith((".", "/", "~")):
+        raise BaseModelError(f"{run.path}: base_model.source {source}: no such file or folder (looked for {path})")
+    return None
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunFile:
+    """Read a run file and apply `key.path=value` overrides.
+
+    Raises:
+        ConfigError: It is missing, not YAML, or says something that is not allowed; every fault is named.
+    """
+    tree = _parse(_read(path), str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a run file is a mapping of keys to values; `loragate init` writes one")
+    for override in overrides:
+        _override(tree, override)
+    try:
+        config = Config.model_validate_json(_as_json(tree, path))
+    except ValidationError as error:
+        where = f"{path} with its --set" if overrides else str(path)
+        raise ConfigError("\n".join(f"{where}: {_explain(fault)}" for fault in _faults(error))) from None
+    return RunFile(path.resolve(), config)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such run file; `loragate init` writes one to start from") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _parse(text: str, where: str) -> object:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{where}{at}: not YAML: {error.problem}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
+
+
+def _as_json(tree: object, path: Path) -> str:
+    try:
+        return json.dumps(tree, default=str)
+    except (TypeError, ValueError) as error:
+        what = "a list as a key, or a value inside itself"
+        raise ConfigError(f"{path}: YAML that no run file has ({what}): {error}") from None
+
+
+def _override(tree: dict[str, object], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {override}: write it as key.path=value, e.g. --set train.epochs=1")
+    *sections, key = name.strip().split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: {section} is a value in the run file, not a section")
+        node = child
+    node[key] = _parse(value, f"--set {name}")
+
+
+def _faults(error: ValidationError) -> list[ErrorDetails]:
+    """List the faults, leaving out a list that is too short only because its items are faulty."""
+    faults = error.errors()
+    inner = {fault["loc"][:-1] for fault in faults}
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
+
+
+def _explain(error: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple[", "constrained-")))
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(error["loc"][:-1])
+        return f"{where}: unknown key{_did_you_mean(str(error['loc'][-1]), known)}; allowed here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{where}: required, but missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    found = json.dumps(error["input"], default=str)
+    close = ""
+    if error["type"] == "literal_error":
+        options = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        close = _did_you_mean(str(error["input"]), options)
+    message = error["msg"].removeprefix("Input should be ").removeprefix("a ")
+    return f"{where}: found {found[:200]}, allowed: {message}{close}"
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        section = section_of(section, str(part)) or section
+    return list(section.model_fields)
+
+
+def section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """Return the section class behind a field, or None where the field is a plain value."""
+    annotation = section.model_fields[field].annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def plain(section: BaseModel) -> dict[str, JsonValue]:
+    """Return a section as plain JSON values, for digests and records."""
+    return section.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Engines: one foreign heavy library each, imported at the top."""

@@ -1,0 +1,189 @@
+"""GGUF files through llama.cpp: made by its own converter, quantised, loaded, scored and talked to.
+
+The converter is the one of the very source that the installed llama-cpp-python was built from; set-up unpacks it into
+the environment and pins its digest.
+"""
+
+import ctypes
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from loragate.child import Progress, Report, run_tool
+from loragate.errors import StepError
+from loragate.perplexity import Nll
+from loragate.rows import Message
+from loragate.work import Answer, ExportGguf, GgufEvidence, ProbeGguf
+
+CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
+QUANTIZATIONS = {
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+}
+
+
+def export(request: ExportGguf, report: Report) -> dict[str, str]:
+    """Write one GGUF file a quantisation and return their names; f16 is the source of the others.
+
+    Raises:
+        StepError: The converter or the quantiser failed.
+    """
+    folder, names = Path(request.folder), {}
+    f16 = folder / "model-f16.gguf"
+    _convert(request.merged, f16)
+    report(Progress(1, len(request.quantizations) + 1, "files"))
+    for done, quantization in enumerate(request.quantizations, start=2):
+        path = folder / f"model-{quantization}.gguf"
+        if quantization != "f16":
+            _quantise(f16, path, QUANTIZATIONS[quantization])
+        names[quantization] = path.name
+        report(Progress(done, len(request.quantizations) + 1, "files"))
+    if "f16" not in request.quantizations:
+        f16.unlink()
+    return names
+
+
+def _convert(merged: str, to: Path) -> None:
+    script = CONVERTER / "convert_hf_to_gguf.py"
+    if not script.exists():
+        raise StepError(f"the GGUF converter is not at {script}; `make setup` puts it there")
+    log = to.with_suffix(".log")
+    command = [sys.executable, str(script), merged, "--outfile", str(to), "--outtype", "f16"]
+    run_tool(command, log=log, environment={"PYTHONPATH": str(CONVERTER / "gguf-py")})
+    log.unlink()
+
+
+def _quantise(source: Path, to: Path, kind: int) -> None:
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = kind
+    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(to).encode(), ctypes.byref(settings))
+    if failed or not to.exists():
+        raise StepError(f"llama.cpp could not quantise {source.name} to {to.name} (code {failed})")
+
+
+def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
+    """Load a GGUF file and gather what the gate judges.
+
+    Raises:
+        StepError: llama.cpp cannot load it.
+    """
+    examples = _read_lines(request.examples)
+    longest = max([len(example["ids"]) for example in examples] + [256 + request.answer_tokens])
+    try:
+        llm = llama_cpp.Llama(request.gguf, n_ctx=longest + 8, n_batch=longest + 8, verbose=False, seed=0)
+    except ValueError as error:
+        raise StepError(f"llama.cpp cannot load {request.gguf}: {error}") from None
+    probes = _read_lines(request.probes)
+    unequal = [p for p in probes if _tokens(llm, p["text"]) != p["ids"]]
+    template = llm.metadata.get("tokenizer.chat_template", "")
+    unequal_rows = [e["messages"][0][1] for e in examples if not _renders_equal(llm, template, e)]
+    return GgufEvidence(
+        rows=tuple(_score(llm, examples, report)),
+        row_texts=sum(p["of_a_row"] for p in probes),
+        unequal_row_texts=tuple(p["text"] for p in unequal if p["of_a_row"]),
+        probes=sum(not p["of_a_row"] for p in probes),
+        unequal_probes=tuple(p["text"] for p in unequal if not p["of_a_row"]),
+        template=template,
+        unequal_prompts=len(unequal_rows),
+        vocabulary=llm.n_vocab(),
+        stop_id=llm.token_eos(),
+        answers=tuple(_answers(llm, request, report)),
+    )
+
+
+def _read_lines(path: str) -> list[dict[str, Any]]:
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _tokens(llm: llama_cpp.Llama, text: str) -> list[int]:
+    return llm.tokenize(text.encode(), add_bos=False, special=True)
+
+
+def _renders_equal(llm: llama_cpp.Llama, template: str, example: dict[str, Any]) -> bool:
+    """Whether the file's own template and vocabulary turn a row's question into the ids that training used."""
+    turns: Any = [{"role": role, "content": content} for role, content in example["messages"]]
+    first_answer = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+    prompt = _tokens(llm, _formatter(llm, template)(messages=turns[:first_answer]).prompt)
+    return prompt[: len(example["ids"])] == example["ids"][: len(prompt)]
+
+
+def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:
+    eos, bos = llm.token_eos(), llm.token_bos()
+    text = llm.detokenize([eos], special=True).decode(), llm.detokenize([bos], special=True).decode()
+    return Jinja2ChatFormatter(template=template, eos_token=text[0], bos_token=text[1], stop_token_ids=[eos])
+
+
+def _score(llm: llama_cpp.Llama, examples: Sequence[dict[str, Any]], report: Report) -> Iterator[Nll]:
+    """Sum negative log-likelihood over each row's supervised tokens; what all rows begin with is decoded once."""
+    shared = _shared_prefix(examples)
+    memory = llama_cpp.llama_get_memory(llm.ctx)
+    llama_cpp.llama_memory_clear(memory, True)
+    if shared:
+        _decode(llm, examples[0]["ids"][:shared], 0, ())
+    for done, example in enumerate(examples, start=1):
+        ids, mask = example["ids"], example["mask"]
+        asked = [position for position in range(shared, len(ids) - 1) if mask[position + 1]]
+        llama_cpp.llama_memory_seq_rm(memory, 0, shared, -1)
+        _decode(llm, ids[shared:], shared, asked)
+        nats = [_nats(llm, position - shared, ids[position + 1]) for position in asked]
+        yield Nll(float(sum(nats)), len(asked))
+        if done % 10 == 0 or done == len(examples):
+            report(Progress(done, len(examples), "rows"))
+
+
+def _shared_prefix(examples: Sequence[dict[str, Any]]) -> int:
+    """Tokens that all rows begin with and none is asked about, one less so that each row has a token of its own."""
+    shortest = min((len(example["ids"]) for example in examples), default=1)
+    for position in range(shortest - 1):
+        if len({example["ids"][position] for example in examples}) > 1 or any(e["mask"][position] for e in examples):
+            return max(0, position - 1)
+    return max(0, shortest - 2)
+
+
+def _decode(llm: llama_cpp.Llama, ids: Sequence[int], start: int, asked: Sequence[int]) -> None:
+    """Decode tokens at positions from `start` on, keeping logits at the `asked` positions alone.
+
+    Raises:
+        StepError: llama.cpp refuses the batch.
+    """
+    wanted = set(asked)
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
+    try:
+        batch.n_tokens = len(ids)
+        for offset, token in enumerate(ids):
+            batch.token[offset], batch.pos[offset] = token, start + offset
+            batch.n_seq_id[offset], batch.seq_id[offset][0] = 1, 0
+            batch.logits[offset] = start + offset in wanted
+        if llama_cpp.llama_decode(llm.ctx, batch):
+            raise StepError("llama.cpp could not decode a row")
+    finally:
+        llama_cpp.llama_batch_free(batch)
+
+
+def _nats(llm: llama_cpp.Llama, position: int, token: int) -> float:
+    """-ln p(token) = ln sum exp(logits) - logits[token], in float64."""
+    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, position)
+    logits_V = np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).astype(np.float64)
+    highest = logits_V.max()
+    return float(highest + np.log(np.exp(logits_V - highest).sum()) - logits_V[token])
+
+
+def _answers(llm: llama_cpp.Llama, request: ProbeGguf, report: Report) -> Iterator[Answer]:
+    for done, question in enumerate(request.questions, start=1):
+        yield _answer(llm, question, request.answer_tokens)
+        report(Progress(done, len(request.questions), "answers"))
+
+
+def _answer(llm: llama_cpp.Llama, question: Sequence[Message], answer_tokens: int) -> Answer:
+    """Ask through the file's own chat template, greedily."""
+    turns: Any = [{"role": m.role, "content": m.content} for m in question]
+    reply: Any = llm.create_chat_completion(turns, temperature=0.0, max_tokens=answer_tokens)
+    choice = reply["choices"][0]
+    return Answer((choice["message"]["content"] or "").strip(), choice["finish_reason"] == "stop")

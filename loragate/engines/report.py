@@ -1,0 +1,220 @@
+"""The release report: everything on record about one attempt as one HTML document that opens offline.
+
+Promises: nothing is loaded from outside and no script runs (a content security policy tells the browser so);
+every text of the record is data, never markup; the same record gives the same bytes; a number that is not
+finite is written as a word; what is capped is counted.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import JsonValue as Json
+
+from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot
+from loragate.engines.report_text import duration, number, public, ratio, readable, when
+from loragate.record import AttemptRecord, CurvePoint, Rung, Sample
+from loragate.verdicts import Status, Verdict
+
+MOST_SAMPLES = 12
+"""Most samples shown; the rest is counted."""
+MOST_STEPS = 8
+"""Most step numbers listed in a row; the rest is counted."""
+
+UNFINISHED = (
+    "This attempt has not closed its record: it is still running, or it was killed before it could say how "
+    "it ended. What it had found by then follows."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One number or name with its meaning; `note` says more where there is more to say."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rung of the ladder with its perplexity held against the rung before and against the first."""
+
+    rung: Rung
+    to_previous: float | None
+    to_baseline: float | None
+
+
+def render_report(record: AttemptRecord) -> str:
+    """Render a record as one self-contained HTML document; a section without data says so in one line."""
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            record=record,
+            reason=record.closed.message if record.closed else UNFINISHED,
+            headlines=_headlines(record),
+            gates=sorted(record.verdicts, key=_urgency),
+            plots={
+                "loss": loss_plot(record.curve),
+                "ladder": ladder_plot(record.ladder),
+                "lengths": lengths_plot(record.token_lengths, _token_limit(record)),
+            },
+            training=_training_facts(record.curve),
+            steps=_steps(record.ladder),
+            lengths=_length_facts(record.token_lengths),
+            samples=record.samples[:MOST_SAMPLES],
+            total_seconds=math.fsum(s for s in record.seconds.values() if math.isfinite(s)),
+            config=tuple(_flat(record.opened.config)),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else readable(str(value)),
+    )
+    environment.filters |= {
+        "number": number,
+        "ratio": ratio,
+        "duration": duration,
+        "when": when,
+        "public": public,
+    }
+    return environment
+
+
+def _urgency(verdict: Verdict) -> int:
+    order: dict[Status, int] = {"fail": 0, "error": 1, "inconclusive": 2, "warn": 3, "pass": 4}
+    return order[verdict.status]
+
+
+def _flat(tree: Mapping[str, Json], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, value) as `--set` spells them."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _headlines(record: AttemptRecord) -> tuple[Fact, ...]:
+    return (
+        _gates_fact(record.verdicts),
+        _perplexity_fact({rung.name: rung.nll.perplexity for rung in record.ladder}),
+        _stops_fact(record.samples),
+        _time_fact(record.seconds),
+    )
+
+
+def _gates_fact(verdicts: Sequence[Verdict]) -> Fact:
+    if not verdicts:
+        return Fact("Gates", "none judged")
+    through = sum(not verdict.refuses for verdict in verdicts)
+    warned = sum(verdict.status == "warn" for verdict in verdicts)
+    rules = sum(len(verdict.findings) for verdict in verdicts)
+    note = f"{rules:,} rules applied" + (f"; {warned} passed with a warning" if warned else "")
+    return Fact("Gates passed", f"{through} of {len(verdicts)}", note)
+
+
+def _perplexity_fact(by_rung: Mapping[str, float]) -> Fact:
+    name = "Held-out perplexity"
+    before, after = by_rung.get("baseline"), by_rung.get("tuned")
+    if before is None:
+        return Fact(name, "not measured")
+    if after is None:
+        return Fact(name, number(before), "baseline only: nothing was tuned")
+    note = f"{ratio(_quotient(after, before))} after tuning, lower is better"
+    return Fact(name, f"{number(before)} → {number(after)}", note)
+
+
+def _stops_fact(samples: Sequence[Sample]) -> Fact:
+    name = "Answers that end by themselves"
+    if not samples:
+        return Fact(name, "not sampled")
+    before, after = (sum(s.before_stopped for s in samples), sum(s.after_stopped for s in samples))
+    return Fact(name, f"{before} → {after} of {len(samples)}", "before → after tuning")
+
+
+def _time_fact(seconds: Mapping[str, float]) -> Fact:
+    if not seconds:
+        return Fact("Time", "not measured")
+    longest = max(seconds, key=lambda step: seconds[step])
+    return Fact("Time", duration(math.fsum(seconds.values())), f"longest step: {longest}")
+
+
+def _training_facts(curve: Sequence[CurvePoint]) -> tuple[Fact, ...]:
+    if not curve:
+        return ()
+    heldout = {point.step: point.heldout_loss for point in curve if point.heldout_loss is not None}
+    finite = [(loss, step) for step, loss in heldout.items() if math.isfinite(loss)]
+    best = f"at step {min(finite)[1]:,}" if finite else "no finite measurement"
+    broken = [point.step for point in curve if not math.isfinite(point.loss)]
+    return (
+        Fact("Optimizer steps", number(len(curve)), f"{len(heldout):,} of them with a held-out measurement"),
+        Fact(
+            "Train loss",
+            f"{number(curve[0].loss)} → {number(curve[-1].loss)}",
+            "nats per token, first → last step",
+        ),
+        Fact("Best held-out loss", number(min(finite)[0] if finite else None), best),
+        Fact("Largest gradient norm", number(_largest([point.grad_norm for point in curve])), "before clipping"),
+        Fact("Highest learning rate", number(_largest([point.learning_rate for point in curve]))),
+        Fact("Steps with a loss that is no finite number", number(len(broken)), _listed(broken)),
+    )
+
+
+def _largest(values: Sequence[float]) -> float:
+    """NaN where any value is, so that a broken step is not hidden behind a larger one."""
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
+
+
+def _listed(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    rest = f" and {len(steps) - MOST_STEPS:,} more" if len(steps) > MOST_STEPS else ""
+    return "steps " + ", ".join(str(step) for step in steps[:MOST_STEPS]) + rest
+
+
+def _steps(ladder: Sequence[Rung]) -> tuple[Step, ...]:
+    if not ladder:
+        return ()
+    values = [rung.nll.perplexity for rung in ladder]
+    first = Step(ladder[0], None, None)
+    return first, *(
+        Step(rung, _quotient(value, before), _quotient(value, values[0]))
+        for rung, value, before in zip(ladder[1:], values[1:], values, strict=False)
+    )
+
+
+def _quotient(value: float, by: float) -> float:
+    return value / by if by else math.nan
+
+
+def _length_facts(lengths: Sequence[int]) -> tuple[Fact, ...]:
+    if not lengths:
+        return ()
+    ordered = sorted(lengths)
+    last = len(ordered) - 1
+    return (
+        Fact("Rows", number(len(ordered)), f"{sum(ordered):,} tokens together"),
+        Fact("Shortest", number(ordered[0]), "tokens"),
+        Fact("Median", number(ordered[last // 2]), "tokens"),
+        Fact("90% have at most", number(ordered[math.ceil(0.9 * last)]), "tokens"),
+        Fact("Longest", number(ordered[-1]), "tokens"),
+    )
+
+
+def _token_limit(record: AttemptRecord) -> int | None:
+    data = record.opened.config.get("data")
+    limit = data.get("max_tokens") if isinstance(data, dict) else None
+    return limit if isinstance(limit, int) else None

@@ -1,0 +1,80 @@
+"""Scoring rows and answering questions with a model: the numbers of the perplexity ladder.
+
+Shapes in names: B rows, T positions, N supervised tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from loragate.child import Progress, Report
+from loragate.engines.language_model import (
+    by_length,
+    load_tokenizer,
+    load_weights,
+    read_examples,
+    template_of,
+    token_nats,
+    with_adapter,
+)
+from loragate.perplexity import Nll
+from loragate.rendering import Example
+from loragate.work import Answer, Measured, MeasureModel
+
+ANSWERS_AT_ONCE = 8
+
+
+def measure(request: MeasureModel, report: Report) -> Measured:
+    """Score every row and answer every question."""
+    model = with_adapter(load_weights(request.model), request.model)
+    rows = score(model, read_examples(request.examples), request.forward_tokens, report)
+    return Measured(rows, tuple(_answers(model, request, report)))
+
+
+@torch.inference_mode()
+def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: Report) -> tuple[Nll, ...]:
+    """Sum negative log-likelihood over each row's supervised tokens.
+
+    Rows are grouped by length; the sums of a row do not depend on what it is grouped with.
+    """
+    rows = [Nll(0.0, 0)] * len(examples)
+    done = 0
+    for numbers in by_length(examples, forward_tokens):
+        nats_N, row_N = token_nats(model, [examples[i] for i in numbers])
+        sums_B = torch.zeros(len(numbers), dtype=torch.float64, device=nats_N.device).index_add_(
+            0, row_N, nats_N.double()
+        )
+        counts_B = torch.bincount(row_N, minlength=len(numbers))
+        for number, nats, tokens in zip(numbers, sums_B.tolist(), counts_B.tolist(), strict=True):
+            rows[number] = Nll(nats, tokens)
+        done += len(numbers)
+        report(Progress(done, len(examples), "rows"))
+    return tuple(rows)
+
+
+@torch.inference_mode()
+def _answers(model: Any, request: MeasureModel, report: Report) -> Iterator[Answer]:
+    """Answer greedily, a batch at a time, padded on the left so that answers start side by side."""
+    tokenizer = load_tokenizer(request.model.base)
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    prompts = [template_of(tokenizer)(question, True) for question in request.questions]
+    for start in range(0, len(prompts), ANSWERS_AT_ONCE):
+        yield from _answer_batch(model, tokenizer, prompts[start : start + ANSWERS_AT_ONCE], request)
+        report(Progress(min(start + ANSWERS_AT_ONCE, len(prompts)), len(prompts), "answers"))
+
+
+def _answer_batch(model: Any, tokenizer: Any, prompts: list[str], request: MeasureModel) -> Iterator[Answer]:
+    stops = list(request.model.base.stop_ids)
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+    output_BT = model.generate(
+        **encoded,
+        max_new_tokens=request.answer_tokens,
+        do_sample=False,
+        eos_token_id=stops,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    for row in output_BT[:, encoded["input_ids"].shape[1] :].tolist():
+        end = next((i for i, token in enumerate(row) if token in stops), None)
+        yield Answer(tokenizer.decode(row[:end], skip_special_tokens=True).strip(), end is not None)

@@ -1,0 +1,183 @@
+"""MLflow: where every attempt's parameters, curves, artifacts and verdict are shown and served.
+
+MLflow is not the record: that is the journal. What is here can be made again from it.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from loragate.attempt import Attempt
+from loragate.child import Progress, Report
+from loragate.config import plain
+from loragate.narration import tell
+from loragate.record import AttemptRecord, Outcome, Tracked, now
+
+MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file, which is an artifact
+MAX_TAG_CHARS = 8000
+STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
+ALIASES = ("candidate", "champion")
+"""Given in this order; the second says that every gate passed, which is when registration happens at all."""
+
+
+def open_run(attempt: Attempt) -> Tracked:
+    """Open the attempt's MLflow run, or return the one it has."""
+    known = attempt.journal.read().tracked
+    if known is not None:
+        return known
+    client = MlflowClient(attempt.tracking_uri)
+    experiment = _experiment(client, attempt)
+    _end_killed_runs(client, attempt, experiment)
+    tags = {
+        "mlflow.runName": attempt.id,
+        "loragate.home": str(attempt.home.root),
+        "loragate.verdict": "running",
+    }
+    run = client.create_run(experiment, tags=tags)
+    client.log_batch(run.info.run_id, params=[Param(name, text) for name, text in _parameters(attempt)])
+    tracked = Tracked(run.info.run_id, attempt.tracking_uri)
+    attempt.note("tracked", "", tracked)
+    return tracked
+
+
+def _experiment(client: MlflowClient, attempt: Attempt) -> str:
+    found = client.get_experiment_by_name(attempt.config.model)
+    if found is not None:
+        return str(found.experiment_id)
+    embedded = attempt.tracking_uri == attempt.home.tracking_uri
+    where = attempt.home.artifacts.as_uri() + f"/{attempt.config.model}" if embedded else None
+    return str(client.create_experiment(attempt.config.model, artifact_location=where))
+
+
+def _end_killed_runs(client: MlflowClient, attempt: Attempt, experiment: str) -> None:
+    """Mark runs of this home that are still RUNNING as killed: we hold the lock, so none of them can be alive."""
+    wanted = f"attributes.status = 'RUNNING' and tags.\"loragate.home\" = '{attempt.home.root}'"
+    for run in client.search_runs([experiment], wanted):
+        client.set_tag(run.info.run_id, "loragate.verdict", "killed")
+        client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _parameters(attempt: Attempt) -> Iterator[tuple[str, str]]:
+    for section, value in plain(attempt.config).items():
+        values = value if isinstance(value, dict) else {"": value}
+        for name, content in values.items():
+            yield f"{section}.{name}".rstrip("."), str(content)[:MAX_PARAM_CHARS]
+
+
+def live_metrics(attempt: Attempt) -> Report:
+    """Return a callback that sends a step's numbers to MLflow as they come."""
+    client = MlflowClient(attempt.tracking_uri)
+
+    def report(progress: Progress) -> None:
+        at = (_milliseconds(), progress.done)
+        metrics = [Metric(f"train/{name}", value, *at) for name, value in progress.numbers.items()]
+        if metrics:
+            with outage_told():
+                client.log_batch(open_run(attempt).run_id, metrics=metrics)
+
+    return report
+
+
+@contextmanager
+def outage_told() -> Iterator[None]:
+    """Say that MLflow cannot be reached, and go on: what it misses is in the journal."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        tell(f"MLflow does not answer: {error}; the attempt goes on, its journal and report have everything")
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+def upload(attempt: Attempt, record: AttemptRecord) -> Tracked:
+    """Bring numbers, verdicts, data sets and artifacts of an attempt into its run; it may be asked for twice."""
+    tracked = open_run(attempt)
+    client = MlflowClient(tracked.uri)
+    metrics = [Metric(name, value, _milliseconds(), 0) for name, value in record.metrics.items()]
+    seconds = [Metric(f"seconds/{name}", value, _milliseconds(), 0) for name, value in record.seconds.items()]
+    tags = [RunTag(f"gate.{v.gate}", v.sentence[:MAX_TAG_CHARS]) for v in record.verdicts]
+    tags += [RunTag(f"digest.{name}", ref.digest) for name, ref in record.artifacts.items()]
+    client.log_batch(tracked.run_id, metrics=metrics + seconds, tags=tags)
+    _log_missing_steps(client, tracked.run_id, record)
+    _log_inputs(client, tracked.run_id, record)
+    _log_artifacts(client, tracked.run_id, attempt, record)
+    return tracked
+
+
+def _log_missing_steps(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:
+    """Complete the curve with the steps that an earlier attempt took, or that MLflow missed."""
+    known = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+    for point in record.curve:
+        if point.step not in known:
+            values = {name: value for name, value in asdict(point).items() if name != "step" and value is not None}
+            at = (_milliseconds(), point.step)
+            client.log_batch(run_id, metrics=[Metric(f"train/{name}", value, *at) for name, value in values.items()])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:
+    """Name every input by its digest; MLflow's own field holds 36 characters, so the whole one is a tag."""
+    inputs = [
+        DatasetInput(
+            Dataset(name=name, digest=digest[:32], source_type="local", source=json.dumps({"uri": name})),
+            tags=[InputTag("sha256", digest), InputTag("mlflow.data.context", "training")],
+        )
+        for name, digest in record.inputs.items()
+    ]
+    client.log_inputs(run_id, inputs)
+
+
+def _log_artifacts(client: MlflowClient, run_id: str, attempt: Attempt, record: AttemptRecord) -> None:
+    for name, ref in record.artifacts.items():
+        if name.startswith("gguf_"):
+            client.log_artifact(run_id, ref.path, "model/gguf")
+        elif name == "adapter":
+            client.log_artifacts(run_id, ref.path, "model/adapter")
+        elif name == "great_expectations":
+            client.log_artifacts(run_id, ref.path, "data_gate")
+    client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
+    client.log_dict(run_id, dict(plain(attempt.config)), "config.json")
+    client.log_dict(run_id, record.opened.environment, "environment.json")
+
+
+def close_run(attempt: Attempt, record: AttemptRecord) -> None:
+    """End the run with the verdict, the journal and the report."""
+    tracked = open_run(attempt)
+    client = MlflowClient(tracked.uri)
+    for path in (attempt.journal.path, attempt.home.report(attempt.id)):
+        client.log_artifact(tracked.run_id, str(path))
+    closed = record.closed
+    client.set_tag(tracked.run_id, "loragate.verdict", record.outcome)
+    client.set_tag(tracked.run_id, "mlflow.note.content", (closed.message if closed else "")[:MAX_TAG_CHARS])
+    client.set_terminated(tracked.run_id, STATUS[record.outcome])
+
+
+def register(attempt: Attempt, digest: str) -> str:
+    """Register the attempt's run as a model version under `candidate`, then `champion`; return the version.
+
+    A version of the same digest that an interrupted attempt registered is used again.
+    """
+    tracked = open_run(attempt)
+    client, name = MlflowClient(tracked.uri), attempt.config.model
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("loragate.digest") == digest]
+    if known:
+        version = str(known[0].version)
+    else:
+        source = client.get_run(tracked.run_id).info.artifact_uri + "/model"
+        tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
+        version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
+    for alias in ALIASES:
+        client.set_registered_model_alias(name, alias, version)
+    return version

@@ -1,0 +1,261 @@
+"""Training an adapter: one loop, every step on record, resumable to the bit.
+
+The loss of an optimizer step is the sum of nats over its supervised tokens divided by their number, however many
+forward passes it takes. Everything that decides the next step (weights, optimiser, random state, place in the data)
+is in a checkpoint, which is written beside the last one and then renamed over it.
+"""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from loragate.child import Progress, Report, ignore
+from loragate.config import Train
+from loragate.engines.language_model import by_length, choose_dtype, load_weights, read_examples, token_nats
+from loragate.engines.scoring import score
+from loragate.errors import ConfigError
+from loragate.perplexity import total
+from loragate.record import CurvePoint
+from loragate.rendering import Example
+from loragate.store import write_atomically
+from loragate.work import AdapterEvidence, Model, TrainAdapter, Trained
+
+CHECKPOINT = "checkpoint.pt"
+WINDOW = 8
+"""Batches sorted by length together: rows of a step are alike in length, steps still come in random order."""
+
+
+@dataclass(slots=True)
+class State:
+    """Where training stands.
+
+    Attributes:
+        step: Optimizer steps taken.
+        with_gradient: Modules whose lora_B has had a gradient other than zero.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    curve: list[CurvePoint] = field(default_factory=list)
+    with_gradient: set[str] = field(default_factory=set)
+
+
+def train(request: TrainAdapter, report: Report) -> Trained:
+    """Train, or go on from the last complete checkpoint in `scratch`, and leave the best adapter in `folder`.
+
+    Raises:
+        ConfigError: A target module is not in the model.
+    """
+    settings, scratch = request.settings, Path(request.scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    model = adapted_model(request)
+    examples, heldout = read_examples(request.train), read_examples(request.heldout)
+    steps = list(plan(examples, settings))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    state = _resume(scratch, model, optimizer)
+    resumed_from = state.step
+    per_epoch = math.ceil(len(examples) / settings.batch_size)
+    for rows in steps[state.step :]:
+        point = _step(model, optimizer, [examples[i] for i in rows], settings, state, len(steps))
+        if state.step % per_epoch == 0:
+            point = _evaluate(model, heldout, point, state, scratch, settings)
+        state.curve.append(point)
+        report(Progress(state.step, len(steps), "steps", _numbers(point)))
+        if not math.isfinite(point.loss):
+            break
+        if state.step % settings.checkpoint_steps == 0 or state.step == len(steps):
+            _checkpoint(scratch, model, optimizer, state)
+    return _finish(request, model, state, resumed_from)
+
+
+def adapted_model(request: TrainAdapter) -> Any:
+    """The base with a fresh adapter: A random by the seed, B zero, base frozen."""
+    settings = request.settings
+    base = Model(request.base, quantized=settings.method == "qlora", dtype=settings.dtype)
+    torch.manual_seed(settings.seed)
+    random.seed(settings.seed)
+    modules = list(settings.target_modules)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+    )
+    try:
+        model = get_peft_model(load_weights(base), config)
+    except ValueError as error:
+        raise ConfigError(f"train.target_modules {modules}: {str(error).splitlines()[0]}") from None
+    return model.train()
+
+
+def plan(examples: Sequence[Example], settings: Train) -> Iterator[list[int]]:
+    """Yield the row numbers of every optimizer step: each epoch every row once, in an order of its own."""
+    order = random.Random(settings.seed)
+    size, window = settings.batch_size, settings.batch_size * WINDOW
+    for _ in range(settings.epochs):
+        rows = list(range(len(examples)))
+        order.shuffle(rows)
+        batches: list[list[int]] = []
+        for start in range(0, len(rows), window):
+            alike = sorted(rows[start : start + window], key=lambda i: len(examples[i].ids))
+            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+        order.shuffle(batches)
+        yield from batches
+
+
+def learning_rate(settings: Train, step: int, steps: int) -> float:
+    """Learning rate of a step counted from 0: linear warm-up, then constant, linear or cosine down to zero."""
+    warm = math.ceil(settings.warmup_share * steps)
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    along = (step - warm) / max(1, steps - warm)
+    course = {"constant": 1.0, "linear": 1 - along, "cosine": (1 + math.cos(math.pi * along)) / 2}
+    return settings.learning_rate * course[settings.schedule]
+
+
+def _step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Example],
+    settings: Train,
+    state: State,
+    steps: int,
+) -> CurvePoint:
+    rate = learning_rate(settings, state.step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    tokens = max(1, sum(sum(example.mask[1:]) for example in batch))
+    nats = 0.0
+    for rows in by_length(batch, settings.forward_tokens):
+        loss = token_nats(model, [batch[i] for i in rows])[0].sum() / tokens
+        loss.backward()
+        nats += loss.item()
+    _note_gradients(model, state)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    return CurvePoint(state.step, nats, rate, norm)
+
+
+def _note_gradients(model: Any, state: State) -> None:
+    for name, module in lora_modules(model):
+        if name not in state.with_gradient:
+            gradient = module.lora_B["default"].weight.grad
+            if gradient is not None and bool(gradient.any()):
+                state.with_gradient.add(name)
+
+
+def lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the adapted modules by name."""
+    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_B"))
+
+
+def _evaluate(
+    model: Any, heldout: Sequence[Example], point: CurvePoint, state: State, folder: Path, settings: Train
+) -> CurvePoint:
+    """Measure the held-out loss after an epoch and keep the adapter where it is the best so far."""
+    model.eval()
+    loss = total(score(model, heldout, settings.forward_tokens, ignore)).mean
+    model.train()
+    if loss < state.best_loss:
+        state.best_loss, state.best_step = loss, state.step
+        _save_adapter(model, folder / f"best-{state.step}")
+    return CurvePoint(point.step, point.loss, point.learning_rate, point.grad_norm, loss)
+
+
+def _numbers(point: CurvePoint) -> dict[str, float]:
+    values = asdict(point)
+    values.pop("step")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: State) -> None:
+    content = {
+        "adapter": get_peft_model_state_dict(model),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "state": asdict(state) | {"with_gradient": sorted(state.with_gradient)},
+    }
+    unfinished = folder / f"{CHECKPOINT}.unfinished"
+    torch.save(content, unfinished)
+    unfinished.replace(folder / CHECKPOINT)
+    for old in folder.glob("best-*"):
+        if old.name != f"best-{state.best_step}":
+            shutil.rmtree(old)
+
+
+def _resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> State:
+    """Load the last complete checkpoint into model and optimizer, or start afresh."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return State()
+    content = torch.load(path, weights_only=True)
+    set_peft_model_state_dict(model, content["adapter"])
+    optimizer.load_state_dict(content["optimizer"])
+    torch.set_rng_state(content["random"])
+    if content["cuda_random"]:
+        torch.cuda.set_rng_state_all(content["cuda_random"])
+    saved = content["state"]
+    curve = [CurvePoint(**point) for point in saved["curve"]]
+    return State(saved["step"], saved["best_step"], saved["best_loss"], curve, set(saved["with_gradient"]))
+
+
+def _save_adapter(model: Any, folder: Path) -> None:
+    """Save the adapter so that the same weights are the same bytes wherever and whenever they are saved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config["base_model_name_or_path"] = ""  # a path of this machine; the record names the base by its digest
+    config["inference_mode"] = True
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    write_atomically(folder / "adapter_config.json", json.dumps(settings, indent=1, sort_keys=True, default=str))
+
+
+def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) -> Trained:
+    """Put the best adapter into place and gather the evidence."""
+    best = Path(request.scratch) / f"best-{state.best_step}"
+    if not state.best_step:  # no held-out loss was finite: keep the last weights, for the gate to refuse
+        _save_adapter(model, best)
+    shutil.copytree(best, request.folder, dirs_exist_ok=True)
+    names = [name for name, _ in lora_modules(model)]
+    return Trained(
+        curve=tuple(state.curve),
+        best_step=state.best_step,
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        predicted_trainable=predicted_trainable(model, request.settings.r),
+        modules=len(names),
+        modules_without_gradient=tuple(name for name in names if name not in state.with_gradient),
+        dtype=str(choose_dtype(request.settings.dtype)).removeprefix("torch."),
+        resumed_from=resumed_from,
+    )
+
+
+def inspect_adapter(folder: str, report: Report) -> AdapterEvidence:
+    """Read a saved adapter's weights back from disk."""
+    tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    report(Progress(1, 1, "adapter"))
+    return AdapterEvidence(
+        parameters=sum(t.numel() for t in tensors.values()),
+        zero_modules=tuple(name for name, t in tensors.items() if ".lora_B." in name and not bool(t.any())),
+        not_finite=tuple(name for name, t in tensors.items() if not bool(t.isfinite().all())),
+    )
+
+
+def predicted_trainable(model: Any, r: int) -> int:
+    """r * (in + out) summed over the adapted modules (Hu et al. 2021, arXiv 2106.09685, section 4.2)."""
+    return sum(r * (module.in_features + module.out_features) for _, module in lora_modules(model))

@@ -1,0 +1,47 @@
+"""The errors a user can meet, one tree.
+
+Each is also a standard-library error, is picklable (one message, no extra arguments) and carries the
+exit code of the command-line contract.
+"""
+
+
+class LoragateError(Exception):
+    """Base of every error that is an answer rather than a crash."""
+
+    exit_code = 1
+
+
+class ConfigError(LoragateError, ValueError):
+    """The run file or the command line is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class DataFileError(ConfigError):
+    """A data file is missing, unreadable or not in the format its name promises."""
+
+
+class BaseModelError(ConfigError):
+    """The base model cannot be found or loaded."""
+
+
+class BusyError(LoragateError, RuntimeError):
+    """Another release of the same model holds this home."""
+
+    exit_code = 5
+
+
+class GateRefusedError(LoragateError, ValueError):
+    """A gate refused the release: a result, not a crash."""
+
+    exit_code = 3
+
+
+class VerificationError(LoragateError, ValueError):
+    """Stored bytes no longer match what was recorded about them."""
+
+    exit_code = 4
+
+
+class StepError(LoragateError, RuntimeError):
+    """A step ended without an answer: its process died or a tool it ran failed."""

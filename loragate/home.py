@@ -1,0 +1,69 @@
+"""Where state lives: one folder for run store, record, logs and the embedded MLflow and Prefect data."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from loragate.config import RunFile
+from loragate.errors import VerificationError
+from loragate.record import AttemptRecord, Journal
+from loragate.store import Store
+
+Kind = Literal["record", "checks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folder that holds all state of this machine's releases."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        """Finished steps, by what went into them."""
+        return Store(self.root / "runs")
+
+    @property
+    def logs(self) -> Path:
+        """Output of child processes and tools."""
+        return self.root / "logs"
+
+    @property
+    def prefect(self) -> Path:
+        """Prefect's own home: its database and settings."""
+        return self.root / "prefect"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The embedded MLflow store."""
+        return f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Where the embedded MLflow store keeps files."""
+        return self.root / "mlartifacts"
+
+    def journal(self, attempt: str, kind: Kind = "record") -> Journal:
+        """The journal of one attempt, or of one check of data alone."""
+        return Journal(self.root / kind / attempt / "journal.jsonl")
+
+    def report(self, attempt: str) -> Path:
+        """The HTML report of one attempt."""
+        return self.root / "record" / attempt / "report.html"
+
+    def records(self) -> list[AttemptRecord]:
+        """Every attempt on record, oldest first; one that was killed before its opening line is none."""
+        found = []
+        for path in (self.root / "record").glob("*/journal.jsonl"):
+            with suppress(VerificationError):
+                found.append(Journal(path).read())
+        return sorted(found, key=lambda record: (record.opened.started, record.opened.attempt))
+
+
+def find_home(given: str | None, run: RunFile | None = None) -> Home:
+    """Choose the home: what is given, else the run file's, else LORAGATE_HOME, else ./.loragate."""
+    if given is None and run is not None and run.config.home is not None:
+        return Home(run.resolve(run.config.home).absolute())
+    return Home(Path(given or os.environ.get("LORAGATE_HOME") or ".loragate").expanduser().absolute())

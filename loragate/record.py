@@ -1,0 +1,256 @@
+"""The record of one attempt: an append-only journal while it runs, one value when it is read back.
+
+Every step appends what it found as it finds it, so a refused, failed or killed attempt leaves the same evidence
+up to the point where it ended. Nothing is ever rewritten.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import JsonValue as Json
+from pydantic import TypeAdapter
+
+from loragate.errors import VerificationError
+from loragate.perplexity import Nll
+from loragate.refs import Ref
+from loragate.verdicts import Verdict
+
+T = TypeVar("T")
+
+Outcome = Literal["released", "refused", "failed", "running", "passed"]
+Event = Literal[
+    "opened",
+    "tracked",
+    "input",
+    "seconds",
+    "verdict",
+    "rung",
+    "curve",
+    "lengths",
+    "samples",
+    "artifact",
+    "closed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One measurement on the perplexity ladder: baseline, tuned, merged, or a GGUF file's name."""
+
+    name: str
+    nll: Nll
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One held-out question answered greedily before and after training."""
+
+    question: str
+    reference: str
+    before: str
+    after: str
+    before_stopped: bool
+    after_stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One optimizer step of training.
+
+    Attributes:
+        loss: Nats per supervised token of the step's rows.
+        grad_norm: Norm of the adapter's gradient before clipping.
+        heldout_loss: Nats per token on the held-out rows, None at steps where it was not measured.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    heldout_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What an attempt set out to do.
+
+    Attributes:
+        attempt: Its id, unique in a home.
+        config: The whole run file, defaults filled in.
+        environment: Versions of Python, libraries and hardware.
+    """
+
+    attempt: str
+    model: str
+    started: str
+    config: dict[str, Json]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """Where MLflow has the attempt."""
+
+    run_id: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """How an attempt ended.
+
+    Attributes:
+        message: The verdict in one paragraph.
+        version: Registered model version, None unless released.
+        digest: Digest of the release's content, None unless released.
+        aliases: Aliases that the version was given.
+    """
+
+    outcome: Outcome
+    message: str
+    finished: str
+    version: str | None = None
+    digest: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """Everything on record about one attempt, complete or as far as it came."""
+
+    opened: Opened
+    closed: Closed | None
+    tracked: Tracked | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    ladder: tuple[Rung, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    token_lengths: tuple[int, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    artifacts: dict[str, Ref] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Released, refused, failed, still running (or killed), or passed where only the data was checked."""
+        return self.closed.outcome if self.closed else "running"
+
+    @property
+    def release(self) -> str | None:
+        """Name of the release, `model@version`; None unless released."""
+        version = self.closed.version if self.closed else None
+        return f"{self.opened.model}@{version}" if version else None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl and so on."""
+        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in self.ladder}
+
+
+class Journal:
+    """The append-only file behind one attempt's record."""
+
+    def __init__(self, path: Path) -> None:
+        """Use the journal at a path; it need not exist yet."""
+        self.path = path
+
+    def append(self, event: Event, name: str, value: object) -> None:
+        """Add one line and force it to disk before returning."""
+        line = json.dumps({"event": event, "name": name, "value": as_plain(value)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> Iterator[tuple[str, str, Json]]:
+        """Yield (event, name, value); a last line cut short by a kill is left out."""
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            yield entry["event"], entry["name"], entry["value"]
+
+    def read(self) -> AttemptRecord:
+        """Read the record back; a later value of the same event and name replaces the earlier one.
+
+        Raises:
+            VerificationError: Not even the opening line is there: it was killed while writing that.
+        """
+        seen: dict[str, dict[str, Json]] = {}
+        for event, name, value in self.events():
+            seen.setdefault(event, {})[name] = value
+        if "opened" not in seen:
+            raise VerificationError(f"{self.path}: holds no opening line; the attempt ended before it began")
+        closed = seen.get("closed", {}).get("")
+        return AttemptRecord(
+            opened=_as(Opened, seen["opened"][""]),
+            closed=_as(Closed, closed) if closed else None,
+            tracked=_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
+            verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
+            ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
+            curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
+            token_lengths=_as(tuple[int, ...], seen.get("lengths", {}).get("", [])),
+            samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
+            artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
+            inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
+            seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
+        )
+
+
+def as_plain(value: object) -> object:
+    """A value as JSON has it, NaN and infinities kept: dataclasses as objects, tuples as lists."""
+    if isinstance(value, tuple):
+        return [as_plain(item) for item in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _as(kind: type[T], value: Json) -> T:
+    return TypeAdapter(kind).validate_python(value)
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
+    """The object that `release --json` prints: the command line's contract."""
+    closed = record.closed
+    return {
+        "verdict": record.outcome,
+        "message": closed.message if closed else "",
+        "model": record.opened.model,
+        "version": closed.version if closed else None,
+        "release": record.release,
+        "digest": closed.digest if closed else None,
+        "attempt": record.opened.attempt,
+        "gates": [_gate(verdict) for verdict in record.verdicts],
+        "metrics": record.metrics,
+        "artifacts": _artifacts(record, report),
+        "seconds": record.seconds,
+    }
+
+
+def _gate(verdict: Verdict) -> dict[str, object]:
+    return {
+        "gate": verdict.gate,
+        "status": verdict.status,
+        "findings": [asdict(finding) for finding in verdict.findings],
+    }
+
+
+def _artifacts(record: AttemptRecord, report: str) -> dict[str, object]:
+    paths = {name: ref.path for name, ref in record.artifacts.items()}
+    return {
+        "adapter": paths.get("adapter"),
+        "merged": paths.get("merged"),
+        "gguf": [path for name, path in paths.items() if name.startswith("gguf_")],
+        "report": report,
+    }

@@ -1,0 +1,95 @@
+"""What a gate says: findings, a status, and the worst case when evidence is missing.
+
+Laws: a verdict without findings is never a pass; a finding about a number that is not finite never passes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["pass", "fail", "warn", "inconclusive", "error"]
+
+REFUSING: frozenset[Status] = frozenset({"fail", "inconclusive", "error"})
+"""Statuses that stop a release: only `pass` and `warn` let it go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One rule applied once.
+
+    Attributes:
+        rule: Machine name of the rule, stable across versions.
+        passed: Whether the rule holds.
+        detail: One sentence with the value and the limit.
+        severity: What a failure of this rule means for the release.
+        value: The number judged, where the rule judges one.
+        limit: The number it was held against, where there is one.
+    """
+
+    rule: str
+    passed: bool
+    detail: str
+    severity: Literal["refuse", "warn"] = "refuse"
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All findings of one gate and what follows from them."""
+
+    gate: str
+    status: Status
+    findings: tuple[Finding, ...]
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the release stops here."""
+        return self.status in REFUSING
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The details of the findings that refuse, in order."""
+        return tuple(f"{f.rule}: {f.detail}" for f in self.findings if not f.passed and f.severity == "refuse")
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one paragraph, as an error message or a report's first line."""
+        if not self.refuses:
+            return f"{self.gate} gate: {self.status} ({len(self.findings)} rules)"
+        return f"refused by the {self.gate} gate: " + "; ".join(self.reasons)
+
+
+def conclude(gate: str, findings: Sequence[Finding]) -> Verdict:
+    """Make the verdict that the findings add up to; no findings at all is an error, never a pass."""
+    if not findings:
+        nothing = Finding("evidence", False, "the gate was given nothing to judge")
+        return Verdict(gate, "error", (nothing,))
+    failed = {f.severity for f in findings if not f.passed}
+    status: Status = "fail" if "refuse" in failed else "warn" if failed else "pass"
+    return Verdict(gate, status, tuple(findings))
+
+
+def at_most(rule: str, value: float, limit: float, what: str) -> Finding:
+    """Judge `value <= limit`; NaN and infinities do not pass."""
+    passed = math.isfinite(value) and value <= limit
+    return Finding(rule, passed, f"{what} is {value:.4g}, at most {limit:.4g} allowed", value=value, limit=limit)
+
+
+def at_least(rule: str, value: float, limit: float, what: str) -> Finding:
+    """Judge `value >= limit`; NaN and infinities do not pass."""
+    passed = math.isfinite(value) and value >= limit
+    return Finding(rule, passed, f"{what} is {value:.4g}, at least {limit:.4g} required", value=value, limit=limit)
+
+
+def exactly(rule: str, value: int, expected: int, what: str) -> Finding:
+    """Judge `value == expected` for counts."""
+    detail = f"{what} is {value:,}, exactly {expected:,} required"
+    return Finding(rule, value == expected, detail, value=value, limit=expected)
+
+
+def none_of(rule: str, names: Sequence[str], what: str) -> Finding:
+    """Judge that a list of offenders is empty; the first is named."""
+    detail = f"{len(names)} {what}" + (f", the first is {names[0]}" if names else "")
+    return Finding(rule, not names, detail, value=len(names), limit=0)

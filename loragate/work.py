@@ -1,0 +1,312 @@
+"""What tasks ask of engines and what engines answer: plain values that cross a process boundary.
+
+Paths are absolute strings; a request says everything its engine needs, so an engine reads no configuration.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loragate.config import DataLimits, Train
+from loragate.perplexity import Nll
+from loragate.record import CurvePoint
+from loragate.rows import Message
+
+Method = Literal["lora", "qlora"]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBase:
+    """Bring a base model to this machine.
+
+    Attributes:
+        source: Hub id, folder or .gguf file.
+        local: Whether source is a path.
+        folder: Where a hub id is downloaded to, or a .gguf file de-quantised.
+    """
+
+    source: str
+    local: bool
+    revision: str | None
+    trust_remote_code: bool
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model on this machine.
+
+    Attributes:
+        path: Folder that transformers loads.
+        commit: Hub commit, empty for local models.
+        stop_ids: Ids that end an answer: the tokenizer's and the generation config's end tokens.
+        template: The chat template's source.
+        vocabulary: Rows of the embedding.
+        parameters: Number of parameters.
+    """
+
+    path: str
+    commit: str
+    trust_remote_code: bool
+    stop_ids: tuple[int, ...]
+    template: str
+    vocabulary: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Read data files into canonical rows, split into two sides.
+
+    Attributes:
+        heldout: Share of rows to hold out, or files of held-out rows.
+    """
+
+    train: tuple[str, ...]
+    heldout: float | tuple[str, ...]
+    format: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRows:
+    """Render canonical rows into token ids and masks, and state the facts about each."""
+
+    base: Base
+    rows: str
+    max_tokens: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckFacts:
+    """Judge a facts table with Great Expectations."""
+
+    facts: str
+    limits: DataLimits
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """One expectation's outcome.
+
+    Attributes:
+        rule: Machine name.
+        success: What Great Expectations says.
+        evaluated: How many values it looked at; zero proves nothing.
+        unexpected: How many of them broke the rule.
+        examples: The first few as `file:row: what is wrong`.
+        error: Why the expectation could not be evaluated, empty where it could.
+        limit: The limit in words, where the rule has one.
+    """
+
+    rule: str
+    success: bool
+    evaluated: int
+    unexpected: int
+    examples: tuple[str, ...]
+    error: str
+    limit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Weights to load: a base or merged folder, and an adapter on top where there is one.
+
+    Attributes:
+        adapter: Folder of the adapter, None for the weights alone.
+        quantized: Whether the base is loaded in 4-bit NF4.
+    """
+
+    base: Base
+    adapter: str | None = None
+    quantized: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureModel:
+    """Score a model on rendered rows and let it answer some of their questions.
+
+    Attributes:
+        examples: File of rendered rows to score.
+        questions: Conversations to answer greedily; may be empty.
+        answer_tokens: Longest answer in tokens.
+        forward_tokens: Most token slots in one forward pass.
+    """
+
+    model: Model
+    examples: str
+    questions: tuple[tuple[Message, ...], ...]
+    answer_tokens: int
+    forward_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A greedy answer and whether it ended with a stop token by itself."""
+
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sums per row, in the rows' order, and the answers."""
+
+    rows: tuple[Nll, ...]
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainAdapter:
+    """Train an adapter.
+
+    Attributes:
+        folder: Where the released adapter goes.
+        scratch: Where checkpoints are; it may hold those of an interrupted attempt.
+    """
+
+    base: Base
+    settings: Train
+    train: str
+    heldout: str
+    folder: str
+    scratch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Evidence about a training.
+
+    Attributes:
+        curve: Every optimizer step.
+        best_step: Step of the released adapter: the one with the lowest held-out loss.
+        trainable: Trainable parameters as counted.
+        predicted_trainable: r * (in + out) summed over the adapted modules.
+        modules: Adapted modules.
+        modules_without_gradient: Those whose lora_B never got a gradient other than zero.
+        dtype: Number format of the base weights in training.
+        resumed_from: Step of the checkpoint that this attempt went on from, 0 for none.
+    """
+
+    curve: tuple[CurvePoint, ...]
+    best_step: int
+    trainable: int
+    predicted_trainable: int
+    modules: int
+    modules_without_gradient: tuple[str, ...]
+    dtype: str
+    resumed_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEvidence:
+    """What an adapter's file holds.
+
+    Attributes:
+        parameters: Number of weights.
+        zero_modules: lora_B tensors that are all zero: modules where the adapter does nothing.
+        not_finite: Tensors with a NaN or an infinity.
+    """
+
+    parameters: int
+    zero_modules: tuple[str, ...]
+    not_finite: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeAdapter:
+    """Merge an adapter into its base's weights and save them as a model of its own."""
+
+    model: Model
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompareMerged:
+    """Hold merged weights against base + adapter on the supervised positions of some rows."""
+
+    model: Model
+    merged: str
+    examples: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeEvidence:
+    """How merged weights relate to what was trained and to the base.
+
+    Attributes:
+        kl_adapter: Mean KL(base + adapter || merged) in nats over the compared positions.
+        kl_base: Mean KL(merged || base) in nats.
+        top1_agreement: Share of positions where adapter and merged agree on the likeliest token.
+        positions: Positions compared.
+        unchanged: Adapted weight matrices that equal the base's.
+        altered: Tensors outside the adapted (for QLoRA: quantised) matrices that differ from the base's.
+        missing: Tensors of the base that merged lacks, or the other way round, or whose shape differs.
+        same_ties: Whether input and output embeddings are tied as in the base.
+        dtype: Number format of the merged weights.
+    """
+
+    kl_adapter: float
+    kl_base: float
+    top1_agreement: float
+    positions: int
+    unchanged: tuple[str, ...]
+    altered: tuple[str, ...]
+    missing: tuple[str, ...]
+    same_ties: bool
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportGguf:
+    """Convert a merged model into GGUF files, one a quantisation."""
+
+    merged: str
+    quantizations: tuple[str, ...]
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeGguf:
+    """Load a GGUF file with llama.cpp, tokenise, score and talk to it.
+
+    Attributes:
+        probes: File of probe texts with the training tokenizer's ids.
+    """
+
+    gguf: str
+    examples: str
+    probes: str
+    questions: tuple[tuple[Message, ...], ...]
+    answer_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufEvidence:
+    """What llama.cpp makes of a GGUF file.
+
+    Attributes:
+        rows: Sums per row over the same ids and mask as the merged model's.
+        row_texts: Texts of held-out rows tokenised.
+        unequal_row_texts: Those whose ids differ from the training tokenizer's.
+        probes: Texts tokenised on which tokenizers are known to disagree.
+        unequal_probes: Those whose ids differ.
+        template: Chat template in the file.
+        unequal_prompts: Questions that the file's template renders differently.
+        vocabulary: Number of tokens.
+        stop_id: The end token of the file.
+    """
+
+    rows: tuple[Nll, ...]
+    row_texts: int
+    unequal_row_texts: tuple[str, ...]
+    probes: int
+    unequal_probes: tuple[str, ...]
+    template: str
+    unequal_prompts: int
+    vocabulary: int
+    stop_id: int
+    answers: tuple[Answer, ...]

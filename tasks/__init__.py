@@ -1,0 +1,1 @@
+"""Verbs: one step each, with its orchestration concerns."""

@@ -1,0 +1,77 @@
+"""An attempt from its opening to its end, whatever the end is."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from loragate.attempt import Attempt
+from loragate.config import load, plain
+from loragate.environment import describe
+from loragate.errors import ConfigError, GateRefusedError
+from loragate.home import find_home
+from loragate.record import Closed, Opened, now
+from loragate.store import locked, write_atomically
+
+
+@contextmanager
+def attempted(config: str, home: str | None, overrides: Sequence[str] | None) -> Iterator[Attempt]:
+    """Open an attempt, alone for its model in its home, and see that its end is on record.
+
+    Raises:
+        ConfigError: The run file or a file it names is wrong; nothing is on record.
+        BusyError: Another attempt at the same model is running in this home.
+    """
+    run = load(Path(config), overrides or ())
+    place = find_home(home, run)
+    with locked(place.root / "locks" / run.config.model, f"another release of {run.config.model}"):
+        attempt = Attempt(run, place)
+        attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
+        try:
+            yield attempt
+        except ConfigError:
+            attempt.forget()
+            raise
+        except GateRefusedError as refusal:
+            end(attempt, Closed("refused", str(refusal), now()))
+            raise
+        except BaseException as error:
+            end(attempt, Closed("failed", f"{type(error).__name__}: {error}", now()))
+            raise
+
+
+@contextmanager
+def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) -> Iterator[Attempt]:
+    """Open an attempt that only checks: its journal is kept apart from the releases', and MLflow hears nothing."""
+    run = load(Path(config), overrides or ())
+    attempt = Attempt(run, find_home(home, run), "checks")
+    attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
+    try:
+        yield attempt
+    except GateRefusedError as refusal:
+        attempt.note("closed", "", Closed("refused", str(refusal), now()))
+        raise
+    attempt.note("closed", "", Closed("passed", "the data gate passed", now()))
+
+
+def end(attempt: Attempt, closed: Closed) -> None:
+    """Bring an attempt that made no release into MLflow and close it.
+
+    The journal is closed even where MLflow cannot be reached: it is the record.
+    """
+    from loragate.engines import tracking
+
+    try:
+        with tracking.outage_told():
+            tracking.upload(attempt, attempt.journal.read())
+    finally:
+        close(attempt, closed)
+    with tracking.outage_told():
+        tracking.close_run(attempt, attempt.journal.read())
+
+
+def close(attempt: Attempt, closed: Closed) -> None:
+    """Write the last line of the journal, and the report made from it."""
+    from loragate.engines import report
+
+    attempt.note("closed", "", closed)
+    write_atomically(attempt.home.report(attempt.id), report.render_report(attempt.journal.read()))

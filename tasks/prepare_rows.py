@@ -1,0 +1,63 @@
+"""Read the data files, split them, and render every row into ids and mask."""
+
+from pathlib import Path
+
+from prefect import task
+
+from loragate.attempt import Attempt, FetchedBase, Rows, recipe
+from loragate.refs import digest_file
+from loragate.rows import find_files, short_names
+from loragate.work import ReadRows, RenderRows
+from tasks.policies import STEP
+
+
+@task(name="prepare rows", **STEP)
+def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
+    """Return rendered training and held-out rows with the facts about them."""
+    canonical = _read(attempt)
+    data = attempt.config.data
+    steps = recipe(
+        "examples",
+        {"rows": canonical.digest, "base": base.digest},
+        code=(
+            "loragate.engines.examples",
+            "loragate.engines.language_model",
+            "loragate.rendering",
+            "loragate.rows",
+        ),
+        libraries=("transformers", "tokenizers"),
+        settings={"max_tokens": data.max_tokens},
+    )
+
+    def make(folder: Path) -> object:
+        request = RenderRows(base.base, canonical.folder, data.max_tokens, str(folder))
+        return attempt.call("loragate.engines.examples:render_rows", request)
+
+    stored, lengths = attempt.build(steps, dict[str, list[int]], make)
+    attempt.note("lengths", "", tuple(lengths["lengths"]))
+    return Rows(stored.ref.path, stored.ref.digest)
+
+
+def _read(attempt: Attempt) -> Rows:
+    data = attempt.config.data
+    train = find_files(attempt.run, data.train)
+    heldout = find_files(attempt.run, data.heldout) if isinstance(data.heldout, tuple) else data.heldout
+    files = train + (heldout if isinstance(heldout, tuple) else ())
+    digests = {name: digest_file(path) for path, name in short_names(files).items()}
+    for name, digest in digests.items():
+        attempt.note("input", f"data/{name}", digest)
+    steps = recipe(
+        "rows",
+        digests,
+        code=("loragate.engines.tables", "loragate.rows"),
+        libraries=("pyarrow",),
+        settings={"format": data.format, "heldout": data.heldout},
+    )
+
+    def make(folder: Path) -> object:
+        share = tuple(map(str, heldout)) if isinstance(heldout, tuple) else heldout
+        request = ReadRows(tuple(map(str, train)), share, data.format, str(folder))
+        return attempt.call("loragate.engines.tables:read_rows", request)
+
+    stored, _ = attempt.build(steps, dict[str, int], make)
+    return Rows(stored.ref.path, stored.ref.digest)

@@ -1,0 +1,53 @@
+"""Put a release that passed every gate on record and into MLflow's registry."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from pydantic import TypeAdapter
+
+from loragate.attempt import Attempt, recipe, section
+from loragate.narration import tell
+from loragate.record import Closed, as_plain, now, summary
+from loragate.refs import digest_json
+from tasks.attempts import close
+from tasks.policies import STEP
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A model version and the attempt that made it."""
+
+    version: str
+    attempt: str
+
+
+@task(name="register release", **STEP)
+def register_release(attempt: Attempt) -> dict[str, object]:
+    """Register what the attempt made, or find that an earlier attempt released exactly this."""
+    record = attempt.journal.read()
+    made = {name: ref.digest for name, ref in record.artifacts.items() if name != "great_expectations"}  # it has times
+    digests = made | dict(record.inputs)
+    judged = {verdict.gate: verdict.status for verdict in record.verdicts}
+    settings = section(attempt.config, "model", "base_model", "data", "train", "gates", "export", "record")
+    digest = digest_json({"digests": digests, "verdicts": judged, "settings": settings})
+    steps = recipe("release", {"release": digest}, code=(), settings={"tracking_uri": attempt.tracking_uri})
+
+    def make(_: Path) -> object:
+        from loragate.engines import tracking
+
+        tracking.upload(attempt, attempt.journal.read())
+        version = tracking.register(attempt, digest)
+        message = f"every gate passed: released as {attempt.config.model}@{version}"
+        close(attempt, Closed("released", message, now(), version, digest, tracking.ALIASES))
+        tracking.close_run(attempt, attempt.journal.read())
+        return Registered(version, attempt.id)
+
+    # Not `attempt.build`: it notes a step's time after the step, and nothing may follow the journal's last line.
+    stored = attempt.home.store.build(steps, lambda folder: as_plain(make(folder)))
+    registered = TypeAdapter(Registered).validate_python(stored.value)
+    tell(f"{'release':>12}  {'reused' if stored.reused else f'version {registered.version}'}")
+    if stored.reused:
+        attempt.forget()
+    released = attempt.home.journal(registered.attempt).read()
+    return dict(summary(released, report=str(attempt.home.report(registered.attempt))))

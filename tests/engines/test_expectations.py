@@ -1,0 +1,220 @@
+"""Great Expectations, really run: clean rows pass, and every planted defect is refused with its place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from prepared import Raw, describe, pairs, read, render, write
+
+from checks import data
+from loragate.child import ignore
+from loragate.config import DataLimits
+from loragate.engines.expectations import check_facts
+from loragate.verdicts import Verdict
+from loragate.work import Base, CheckFacts
+
+LIMITS = DataLimits()
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> Base:
+    return describe(tiny_model)
+
+
+def verdict(facts: Path, folder: Path, limits: DataLimits = LIMITS) -> Verdict:
+    folder.mkdir()
+    return data.judge(check_facts(CheckFacts(str(facts), limits, str(folder)), ignore))
+
+
+def refused(found: Verdict) -> dict[str, str]:
+    """The rules that refuse, with what they say."""
+    return {finding.rule: finding.detail for finding in found.findings if not finding.passed}
+
+
+def chat(*turns: tuple[str, str]) -> Raw:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def chats(count: int, start: int = 0) -> list[Raw]:
+    return [chat(("user", row["prompt"]), ("assistant", row["completion"])) for row in pairs(count, start)]
+
+
+@pytest.fixture(scope="module")
+def clean(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Facts about rows that nothing is wrong with."""
+    return render(base, tmp_path_factory.mktemp("clean"), chats(8), chats(4, start=100)) / "facts.jsonl"
+
+
+def test_clean_rows_pass_every_rule_on_both_sides(clean: Path, tmp_path: Path) -> None:
+    found = verdict(clean, tmp_path / "gx")
+    assert found.status == "pass", found.sentence
+    assert {finding.rule for finding in found.findings} == {"facts_complete", *data.RULES}
+
+
+def test_results_and_data_docs_are_left_as_evidence(clean: Path, tmp_path: Path) -> None:
+    verdict(clean, tmp_path / "gx")
+    for side in ("train", "heldout"):
+        results = json.loads((tmp_path / "gx" / f"results_{side}.json").read_text(encoding="utf-8"))
+        assert results["success"] is True
+        assert results["statistics"]["evaluated_expectations"] == 18
+    docs = tmp_path / "gx" / "gx" / "uncommitted" / "data_docs" / "local_site"
+    assert (docs / "index.html").is_file()
+    assert len(list((docs / "validations").rglob("*.html"))) == 2
+
+
+Plant = Callable[[list[Raw], list[Raw]], None]
+
+
+def empty_answer(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2] = chat(("user", "a"), ("assistant", " \n"))
+
+
+def empty_heldout_answer(train: list[Raw], heldout: list[Raw]) -> None:
+    heldout[1] = chat(("user", "a"), ("assistant", ""))
+
+
+def no_answer(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2] = chat(("user", "a"))
+
+
+def two_questions(train: list[Raw], heldout: list[Raw]) -> None:
+    heldout[1] = chat(("user", "a"), ("user", "b"), ("assistant", "c"))
+
+
+def no_content(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2]["messages"][1].pop("content")
+
+
+def copies(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2] = train[1]
+
+
+def leak(train: list[Raw], heldout: list[Raw]) -> None:
+    heldout[1] = chat(("user", train[2]["messages"][0]["content"]), ("assistant", "Another answer."))
+
+
+def long_answer(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2]["messages"][1]["content"] += " and on" * 80
+
+
+def long_question(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2]["messages"][0]["content"] += " and on" * 80
+
+
+# A row that cannot be rendered has nothing to supervise, which is a finding of its own.
+DEFECTS: dict[str, tuple[Plant, dict[str, str]]] = {
+    "empty answer": (empty_answer, {"train.answer_not_empty": "train.jsonl:3"}),
+    "empty held-out answer": (empty_heldout_answer, {"heldout.answer_not_empty": "heldout.jsonl:2"}),
+    "no answer": (
+        no_answer,
+        {
+            "train.roles": "train.jsonl:3: the last message is from 'user'; a row must end with 'assistant'",
+            "train.answer_not_empty": "train.jsonl:3",
+            "train.answer_supervised": "train.jsonl:3",
+        },
+    ),
+    "two questions": (
+        two_questions,
+        {
+            "heldout.roles": "heldout.jsonl:2: turn 2 is from 'user', must be from 'assistant': roles alternate",
+            "heldout.answer_supervised": "heldout.jsonl:2",
+        },
+    ),
+    "no content": (
+        no_content,
+        {
+            "train.format": 'train.jsonl:3: not a messages row: message 2: no "content"; it needs one that is a text',
+            "train.answer_not_empty": "train.jsonl:3",
+            "train.answer_supervised": "train.jsonl:3",
+        },
+    ),
+    "copies": (copies, {"train.no_duplicates": "train.jsonl:3"}),
+    "leak": (leak, {"heldout.not_in_training_rows": "heldout.jsonl:2"}),
+    "long answer": (
+        long_answer,
+        {"train.stop_token_supervised": "train.jsonl:3", "train.not_truncated": "train.jsonl:3"},
+    ),
+    "long question": (
+        long_question,
+        {
+            "train.answer_supervised": "train.jsonl:3",
+            "train.stop_token_supervised": "train.jsonl:3",
+            "train.not_truncated": "train.jsonl:3",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("plant", "expected"), DEFECTS.values(), ids=DEFECTS)
+def test_a_planted_defect_is_refused_by_its_rules_with_its_place(
+    base: Base, tmp_path: Path, plant: Plant, expected: dict[str, str]
+) -> None:
+    train, heldout = chats(8), chats(4, start=100)
+    plant(train, heldout)
+    found = refused(verdict(render(base, tmp_path, train, heldout) / "facts.jsonl", tmp_path / "gx"))
+    assert found.keys() == expected.keys()
+    for rule, place in expected.items():
+        assert found[rule].endswith(place), found[rule]
+
+
+def test_small_max_tokens_loses_stop_tokens_and_names_the_first_rows(base: Base, tmp_path: Path) -> None:
+    rows = render(base, tmp_path, chats(8), chats(4, start=100), max_tokens=45)
+    found = refused(verdict(rows / "facts.jsonl", tmp_path / "gx"))
+    assert found["train.stop_token_supervised"].startswith(
+        "training rows: every answer's stop token must be there and supervised after truncation: broken by "
+    )
+    assert "train.jsonl:" in found["train.stop_token_supervised"]
+    assert "heldout.jsonl:" in found["heldout.stop_token_supervised"]
+
+
+def test_truncation_within_its_share_passes_and_beyond_it_refuses(base: Base, tmp_path: Path) -> None:
+    facts = read(render(base, tmp_path, chats(8), chats(4, start=100)) / "facts.jsonl")
+    facts[3]["truncated"] = True
+    path = write(tmp_path / "facts.jsonl", facts)
+    assert not refused(verdict(path, tmp_path / "loose", DataLimits(max_truncated_share=0.2)))
+    found = refused(verdict(path, tmp_path / "strict"))
+    assert found.keys() == {"train.not_truncated"}
+    assert "broken by 1 of 8" in found["train.not_truncated"]
+    assert found["train.not_truncated"].endswith(": train.jsonl:4")
+
+
+def test_copies_within_their_share_pass(base: Base, tmp_path: Path) -> None:
+    train = chats(8)
+    copies(train, [])
+    facts = render(base, tmp_path, train, chats(4, start=100)) / "facts.jsonl"
+    assert not refused(verdict(facts, tmp_path / "gx", DataLimits(max_duplicate_share=0.2)))
+
+
+def test_examples_are_capped_and_the_rest_is_counted(base: Base, tmp_path: Path) -> None:
+    rows = [chat(("user", f"question {n}"), ("assistant", "")) for n in range(9)]
+    facts = render(base, tmp_path, rows, chats(4, start=100)) / "facts.jsonl"
+    found = refused(verdict(facts, tmp_path / "gx"))
+    assert found["train.answer_not_empty"].endswith("train.jsonl:4; train.jsonl:5; and 4 more")
+
+
+def test_an_empty_table_is_refused(base: Base, tmp_path: Path) -> None:
+    facts = render(base, tmp_path, [], []) / "facts.jsonl"
+    assert facts.read_bytes() == b""
+    found = refused(verdict(facts, tmp_path / "gx"))
+    assert {"train.rows", "heldout.rows", "facts_complete"} <= found.keys()
+    assert found["train.rows"] == "training rows: there are none; rows must be there"
+
+
+def test_a_side_without_rows_is_refused_by_all_its_rules(base: Base, tmp_path: Path) -> None:
+    found = refused(verdict(render(base, tmp_path, chats(8), []) / "facts.jsonl", tmp_path / "gx"))
+    assert found.keys() == {"facts_complete", *(rule for rule in data.RULES if rule.startswith("heldout."))}
+
+
+@pytest.mark.parametrize("column", ["answer_chars", "problem", "tokens", "supervised", "lost_stops", "truncated"])
+def test_an_unknown_fact_is_refused(clean: Path, tmp_path: Path, column: str) -> None:
+    facts = read(clean)
+    facts[3][column] = None
+    found = refused(verdict(write(tmp_path / "facts.jsonl", facts), tmp_path / "gx"))
+    assert f"train.{column}_known" in found["facts_complete"]
+
+
+def test_a_column_of_unknown_facts_is_refused(clean: Path, tmp_path: Path) -> None:
+    facts = [fact | {"answer_chars": None} for fact in read(clean)]
+    found = refused(verdict(write(tmp_path / "facts.jsonl", facts), tmp_path / "gx"))
+    assert "train.answer_chars_known, heldout.answer_chars_known" in found["facts_complete"]

@@ -1,0 +1,196 @@
+"""GGUF files, really converted, quantised and run by llama.cpp: the right file passes its gate, no other does."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prepared import describe, pairs, render
+
+from checks import gguf_file as gate
+from loragate import child
+from loragate.config import GgufLimits
+from loragate.engines.language_model import by_length, load_weights, read_examples, token_nats
+from loragate.engines.scoring import score
+from loragate.errors import StepError
+from loragate.perplexity import Nll, total
+from loragate.rows import Message
+from loragate.verdicts import Verdict
+from loragate.work import Base, ExportGguf, GgufEvidence, Model, ProbeGguf
+
+QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
+QUESTIONS = ((Message("user", "What is thing 3?"),), (Message("user", "What is thing 4 of the many?"),))
+LIMITS = GgufLimits(min_stop_share=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A tiny model that has learnt to answer and to stop, and the rows it is judged by."""
+
+    base: Base
+    rows: Path
+    sums: tuple[Nll, ...]
+
+
+def teach(model: Any, rows: Path) -> Iterator[float]:
+    """Train every weight, so that the model is far from every other one; yield the losses."""
+    examples = read_examples(f"{rows}/train.jsonl")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(100):
+        (batch,) = by_length(examples, 100_000)
+        loss = token_nats(model, [examples[i] for i in batch])[0].mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item()
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    folder = tmp_path_factory.mktemp("taught")
+    yes = [pair | {"completion": "Yes, it is."} for pair in pairs(6)]
+    rows = render(describe(tiny_model), folder, yes, [*yes[:5], yes[5] | {"completion": "Yes, it was."}])
+    model = load_weights(Model(describe(tiny_model), dtype="float32"))
+    torch.manual_seed(0)
+    assert any(loss < 0.05 for loss in teach(model.train(), rows))  # teaching ends with the first that is
+    shutil.copytree(tiny_model, folder / "model")
+    model.save_pretrained(folder / "model")
+    sums = score(model.eval(), read_examples(f"{rows}/heldout.jsonl"), 1000, child.ignore)
+    return Taught(describe(folder / "model"), rows, sums)
+
+
+def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATIONS) -> dict[str, Path]:
+    folder.mkdir()
+    request = ExportGguf(model, quantizations, str(folder))
+    names = child.call("loragate.engines.llama:export", request, log=folder / "export.log", fresh=True)
+    assert isinstance(names, dict)
+    return {quantization: folder / name for quantization, name in names.items()}
+
+
+def probe(gguf: Path, taught: Taught, answer_tokens: int = 24) -> GgufEvidence:
+    files = (str(taught.rows / "heldout.jsonl"), str(taught.rows / "probes.jsonl"))
+    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens)
+    evidence = child.call("loragate.engines.llama:probe", request, log=gguf.with_suffix(".log"), fresh=True)
+    assert isinstance(evidence, GgufEvidence)
+    return evidence
+
+
+@pytest.fixture(scope="module")
+def files(taught: Taught, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return export(taught.base.path, tmp_path_factory.mktemp("files") / "gguf")
+
+
+@pytest.fixture(scope="module")
+def evidence(taught: Taught, files: dict[str, Path]) -> dict[str, GgufEvidence]:
+    return {name: probe(path, taught) for name, path in files.items()}
+
+
+def judged(name: str, evidence: GgufEvidence, taught: Taught, limits: GgufLimits = LIMITS) -> Verdict:
+    return gate.judge(name, evidence, total(taught.sums), taught.base, limits)
+
+
+def refused(verdict: Verdict) -> set[str]:
+    return {finding.rule for finding in verdict.findings if not finding.passed}
+
+
+def test_there_is_one_file_for_each_quantisation_and_nothing_else(files: dict[str, Path]) -> None:
+    assert files.keys() == set(QUANTIZATIONS)
+    folder = files["f16"].parent
+    assert {path.name for path in folder.iterdir() if path.suffix != ".log"} == {path.name for path in files.values()}
+    sizes = [files[name].stat().st_size for name in QUANTIZATIONS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(path.read_bytes()[:4] == b"GGUF" for path in files.values())
+
+
+def test_f16_is_left_out_where_it_is_not_asked_for(taught: Taught, tmp_path: Path) -> None:
+    made = export(taught.base.path, tmp_path / "gguf", ("q8_0",))
+    assert made.keys() == {"q8_0"}
+    assert [path.name for path in (tmp_path / "gguf").glob("*.gguf")] == ["model-q8_0.gguf"]
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_the_right_file_passes_its_gate(taught: Taught, evidence: dict[str, GgufEvidence], name: str) -> None:
+    verdict = judged(name, evidence[name], taught)
+    assert verdict.status == "pass", verdict.sentence
+
+
+@pytest.mark.parametrize("name", ["f16", "q8_0"])
+def test_sums_of_each_row_are_those_of_transformers(
+    taught: Taught, evidence: dict[str, GgufEvidence], name: str
+) -> None:
+    ours, theirs = evidence[name].rows, taught.sums
+    assert [row.tokens for row in ours] == [row.tokens for row in theirs]
+    assert total(ours).nats == pytest.approx(total(theirs).nats, rel=0.01)
+    assert [row.nats for row in ours] == pytest.approx([row.nats for row in theirs], rel=0.05, abs=0.01)
+
+
+def test_answers_end_with_the_stop_token_and_say_what_was_taught(evidence: dict[str, GgufEvidence]) -> None:
+    first = evidence["f16"].answers[0]
+    assert (first.text, first.stopped) == ("Yes, it is.", True)
+
+
+def test_an_answer_cut_short_has_not_stopped(taught: Taught, files: dict[str, Path]) -> None:
+    cut = probe(files["f16"], taught, answer_tokens=3)
+    assert [answer.stopped for answer in cut.answers] == [False, False]
+    assert refused(judged("f16", cut, taught)) == {"stop_share"}
+
+
+def test_the_file_s_tokens_are_those_of_training(taught: Taught, evidence: dict[str, GgufEvidence]) -> None:
+    found = evidence["f16"]
+    assert (found.row_texts, found.probes) == (12, 16)
+    assert (found.unequal_row_texts, found.unequal_prompts) == ((), 0)
+    assert (found.vocabulary, found.stop_id) == (taught.base.vocabulary, taught.base.stop_ids[-1])
+
+
+def test_a_file_of_a_different_model_put_in_place_is_refused(
+    tiny_model: Path, taught: Taught, files: dict[str, Path], tmp_path: Path
+) -> None:
+    other = export(str(tiny_model), tmp_path / "other", ("f16",))["f16"]
+    in_place = tmp_path / files["f16"].name
+    shutil.copy(other, in_place)
+    verdict = judged("f16", probe(in_place, taught), taught)
+    assert refused(verdict) == {"perplexity_ratio", "stop_share"}
+
+
+def test_a_file_better_than_the_merged_model_is_refused(taught: Taught, evidence: dict[str, GgufEvidence]) -> None:
+    worse = Nll(2 * total(taught.sums).nats + 1e3, total(taught.sums).tokens)
+    verdict = gate.judge("f16", evidence["f16"], worse, taught.base, LIMITS)
+    assert refused(verdict) == {"not_another_model"}
+
+
+def test_the_same_weights_with_another_chat_template_are_refused(taught: Taught, tmp_path: Path) -> None:
+    shutil.copytree(taught.base.path, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        taught.base.template.replace("named SmolLM", "named Other"), encoding="utf-8"
+    )
+    other = export(str(tmp_path / "model"), tmp_path / "gguf", ("f16",))["f16"]
+    found = probe(other, taught)
+    assert {"template_equal", "prompts_equal"} <= refused(judged("f16", found, taught))
+    assert found.unequal_prompts == 6
+    assert total(found.rows).nats == pytest.approx(total(taught.sums).nats, rel=0.01)  # the weights are the same
+
+
+def test_the_same_weights_with_another_stop_token_are_refused(
+    taught: Taught, evidence: dict[str, GgufEvidence]
+) -> None:
+    elsewhere = replace(taught, base=replace(taught.base, stop_ids=(0,)))
+    assert refused(judged("f16", evidence["f16"], elsewhere)) == {"stop_token_known"}
+
+
+@pytest.mark.parametrize("keep", [0, 3, 1000, 2_000_000], ids=["empty", "magic cut", "header cut", "weights cut"])
+def test_a_file_cut_short_is_a_sentence_and_no_crash(
+    taught: Taught, files: dict[str, Path], tmp_path: Path, keep: int
+) -> None:
+    cut = tmp_path / "model-f16.gguf"
+    cut.write_bytes(files["f16"].read_bytes()[:keep])
+    with pytest.raises(StepError, match=r"^llama\.cpp cannot load .*model-f16\.gguf: [^\n]+$"):
+        probe(cut, taught)
+
+
+def test_a_folder_that_is_no_model_is_a_sentence_with_its_log(tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(StepError, match=r"ended with 1: .*config\.json.*its output is in .*model-f16\.log$"):
+        export(str(tmp_path / "nothing"), tmp_path / "gguf", ("f16",))

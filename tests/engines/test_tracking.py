@@ -1,0 +1,218 @@
+"""MLflow, really run on an embedded store: an attempt has one run and one version, however often they are asked for."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from mlflow.entities import DatasetInput
+from mlflow.tracking import MlflowClient
+
+from loragate.attempt import Attempt
+from loragate.child import Progress
+from loragate.config import load, plain
+from loragate.engines import tracking
+from loragate.home import find_home
+from loragate.perplexity import Nll
+from loragate.record import Closed, Opened, Outcome, Rung, now
+from loragate.refs import digest_text, reference
+from loragate.verdicts import Finding, conclude
+
+WriteRunFile = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A run file whose home holds an embedded store."""
+
+    run_file: Path
+
+    def attempt(self) -> Attempt:
+        """Open an attempt as the road does."""
+        run = load(self.run_file)
+        attempt = Attempt(run, find_home(None, run))
+        opened = Opened(attempt.id, run.config.model, now(), plain(run.config), {"python": "3"})
+        attempt.note("opened", "", opened)
+        return attempt
+
+    @property
+    def client(self) -> MlflowClient:
+        """The store itself."""
+        run = load(self.run_file)
+        return MlflowClient(find_home(None, run).tracking_uri)
+
+
+@pytest.fixture
+def place(run_file: WriteRunFile, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    path = run_file()
+    home = find_home(None, load(path)).root
+    home.mkdir()
+    shutil.copy(new_store, home / "mlflow.db")
+    return Place(path)
+
+
+def fill(attempt: Attempt, folder: Path) -> None:
+    """Put on record what a road would: inputs, a rung, seconds, a verdict, artifacts."""
+    for name in ("adapter", "great_expectations", "merged"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / f"{name}.txt").write_text(name, encoding="utf-8")
+        attempt.note("artifact", name, reference(folder / name))
+    (folder / "model-f16.gguf").write_bytes(b"GGUF")
+    attempt.note("artifact", "gguf_f16", reference(folder / "model-f16.gguf"))
+    attempt.note("input", "data/train.jsonl", digest_text("train"))
+    attempt.note("input", "base_model", digest_text("base"))
+    attempt.note("rung", "baseline", Rung("baseline", Nll(0.0, 4)))
+    attempt.note("seconds", "train", 1.25)
+    attempt.note("verdict", "data", conclude("data", [Finding("rows", True, "24 rows")]))
+
+
+def artifacts(client: MlflowClient, run: str, path: str = "") -> set[str]:
+    """Every file of a run."""
+    found: set[str] = set()
+    for entry in client.list_artifacts(run, path):
+        found |= artifacts(client, run, entry.path) if entry.is_dir else {entry.path}
+    return found
+
+
+def inputs_of(place: Place, run: str) -> list[DatasetInput]:
+    inputs = place.client.get_run(run).inputs
+    assert inputs is not None
+    return list(inputs.dataset_inputs)
+
+
+def test_a_run_opened_twice_is_one_run(place: Place) -> None:
+    attempt = place.attempt()
+    first, second = tracking.open_run(attempt), tracking.open_run(attempt)
+    experiment = place.client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    (run,) = place.client.search_runs([experiment.experiment_id])
+    assert first == second == attempt.journal.read().tracked
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (first.run_id, attempt.id, "RUNNING")
+
+
+def test_a_run_s_parameters_are_the_whole_run_file(place: Place) -> None:
+    run = place.client.get_run(tracking.open_run(place.attempt()).run_id)
+    assert run.data.params["model"] == "tiny"
+    assert run.data.params["train.learning_rate"] == "0.005"
+    assert run.data.params["data.max_tokens"] == "96"
+    assert "'min_stop_share': 0.0" in run.data.params["gates.quality"]
+
+
+def test_metrics_arrive_live_with_their_steps(place: Place) -> None:
+    attempt = place.attempt()
+    report = tracking.live_metrics(attempt)
+    report(Progress(1, 3, "steps", {"loss": 2.5, "grad_norm": 1.0}))
+    report(Progress(2, 3, "steps", {"loss": 1.5, "heldout_loss": 1.75}))
+    report(Progress(3, 3, "steps"))
+    run = tracking.open_run(attempt).run_id
+    history = [(m.step, m.value) for m in place.client.get_metric_history(run, "train/loss")]
+    assert history == [(1, 2.5), (2, 1.5)]
+    assert [(m.step, m.value) for m in place.client.get_metric_history(run, "train/heldout_loss")] == [(2, 1.75)]
+
+
+def test_a_loss_that_is_not_finite_does_not_end_the_tracking(place: Place) -> None:
+    attempt = place.attempt()
+    report = tracking.live_metrics(attempt)
+    report(Progress(1, 2, "steps", {"loss": float("nan")}))
+    report(Progress(2, 2, "steps", {"loss": float("inf")}))
+    run = tracking.open_run(attempt).run_id
+    assert [m.step for m in place.client.get_metric_history(run, "train/loss")] == [1, 2]
+
+
+def test_an_upload_brings_everything_and_a_second_one_changes_nothing(place: Place, tmp_path: Path) -> None:
+    attempt = place.attempt()
+    fill(attempt, tmp_path / "made")
+    record = attempt.journal.read()
+    tracked = tracking.upload(attempt, record)
+    client, once = place.client, place.client.get_run(tracked.run_id)
+    files = artifacts(client, tracked.run_id)
+    assert tracking.upload(attempt, attempt.journal.read()) == tracked
+    twice = client.get_run(tracked.run_id)
+    assert once.data.metrics == twice.data.metrics == {"baseline_ppl": 1.0, "seconds/train": 1.25}
+    assert (once.data.params, once.data.tags) == (twice.data.params, twice.data.tags)
+    assert len(inputs_of(place, tracked.run_id)) == 2
+    assert (
+        artifacts(client, tracked.run_id)
+        == files
+        == {
+            "model/adapter/adapter.txt",
+            "model/gguf/model-f16.gguf",
+            "data_gate/great_expectations.txt",
+            "run.yaml",
+            "config.json",
+            "environment.json",
+        }
+    )
+    assert twice.data.tags["gate.data"] == "data gate: pass (1 rules)"
+    assert twice.data.tags["digest.adapter"] == record.artifacts["adapter"].digest
+
+
+def test_inputs_carry_their_full_digest(place: Place, tmp_path: Path) -> None:
+    attempt = place.attempt()
+    fill(attempt, tmp_path / "made")
+    tracked = tracking.upload(attempt, attempt.journal.read())
+    inputs = inputs_of(place, tracked.run_id)
+    found = {i.dataset.name: {tag.key: tag.value for tag in i.tags}["sha256"] for i in inputs}
+    assert found == {"data/train.jsonl": digest_text("train"), "base_model": digest_text("base")}
+    assert all(digest_text(text)[:32] in {i.dataset.digest for i in inputs} for text in ("train", "base"))
+
+
+def test_one_digest_registered_twice_is_one_version_with_both_aliases(place: Place, tmp_path: Path) -> None:
+    attempt, again = place.attempt(), place.attempt()
+    fill(attempt, tmp_path / "made")
+    tracked = tracking.upload(attempt, attempt.journal.read())
+    digest = digest_text("release")
+    assert tracking.register(attempt, digest) == tracking.register(attempt, digest) == "1"
+    assert tracking.register(again, digest) == "1"
+    client = place.client
+    (version,) = client.search_model_versions("name = 'tiny'")
+    assert (version.run_id, version.tags["loragate.digest"]) == (tracked.run_id, digest)
+    for alias in ("candidate", "champion"):
+        assert client.get_model_version_by_alias("tiny", alias).version == version.version
+    served = client.get_model_version_download_uri("tiny", "1")
+    assert served.endswith(f"{tracked.run_id}/artifacts/model")
+
+
+def test_another_digest_is_the_next_version_and_takes_the_aliases(place: Place) -> None:
+    assert tracking.register(place.attempt(), digest_text("one")) == "1"
+    assert tracking.register(place.attempt(), digest_text("two")) == "2"
+    for alias in ("candidate", "champion"):
+        assert str(place.client.get_model_version_by_alias("tiny", alias).version) == "2"
+
+
+def test_a_run_that_a_killed_attempt_left_open_is_marked_killed(place: Place) -> None:
+    dead = tracking.open_run(place.attempt())
+    alive = tracking.open_run(place.attempt())
+    client = place.client
+    left = client.get_run(dead.run_id)
+    assert (left.info.status, left.data.tags["loragate.verdict"]) == ("KILLED", "killed")
+    assert client.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_a_run_of_another_home_is_left_alone(place: Place) -> None:
+    other = tracking.open_run(place.attempt())
+    place.client.set_tag(other.run_id, "loragate.home", "another home")
+    tracking.open_run(place.attempt())
+    assert place.client.get_run(other.run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("released", "FINISHED"), ("refused", "FAILED"), ("failed", "FAILED")])
+def test_a_closed_run_carries_verdict_journal_and_report(place: Place, outcome: Outcome, status: str) -> None:
+    attempt = place.attempt()
+    attempt.home.report(attempt.id).write_text("<html></html>", encoding="utf-8")
+    attempt.note("closed", "", Closed(outcome, "what happened", now()))
+    tracking.close_run(attempt, attempt.journal.read())
+    run = place.client.get_run(tracking.open_run(attempt).run_id)
+    assert (run.info.status, run.data.tags["loragate.verdict"]) == (status, outcome)
+    assert run.data.tags["mlflow.note.content"] == "what happened"
+    assert artifacts(place.client, run.info.run_id) == {"journal.jsonl", "report.html"}

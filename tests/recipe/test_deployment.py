@@ -1,0 +1,148 @@
+"""Releases under an orchestrator: a server with a worker by the file's own commands, and `serve` on one box."""
+
+import json
+import re
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import (
+    MARK,
+    ROOT,
+    Done,
+    ask,
+    free_port,
+    marked,
+    program,
+    run,
+    serving,
+    started,
+    wait_until,
+    write_run,
+)
+
+QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Prefect server with the deployments of deployments/prefect.yaml, a worker, and a run file to release."""
+
+    api: str
+    settings: dict[str, str]
+    run_file: Path
+
+    def prefect(self, *arguments: str) -> Done:
+        done = run([program("prefect"), *arguments], ROOT, **self.settings)
+        assert done.code == 0, done.said
+        return done
+
+    def release(self, *parameters: str) -> dict[str, Any]:
+        """Start release/manual on the run file and return its flow run once that has ended."""
+        given = [f"config={self.run_file}", *parameters]
+        options = [text for parameter in given for text in ("-p", parameter)]
+        name = f"test-{secrets.token_hex(4)}"
+        self.prefect("deployment", "run", "release/manual", "--flow-run-name", name, *options)
+        wait_until(lambda: self.flow_run(name)["state_type"] in {"COMPLETED", "FAILED", "CRASHED"}, 400, "its end")
+        return self.flow_run(name)
+
+    def flow_run(self, name: str) -> dict[str, Any]:
+        (found,) = ask(f"{self.api}/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+        return dict(found)
+
+    def tables(self, flow_run: dict[str, Any]) -> dict[str, Any]:
+        """Table artifacts of a flow run by key."""
+        question = {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}, "type": {"any_": ["table"]}}}
+        return {artifact["key"]: artifact for artifact in ask(f"{self.api}/artifacts/filter", question)}
+
+
+def head_commands() -> list[list[str]]:
+    """The commands in the head comment of deployments/prefect.yaml, without what is explained beside them."""
+    text = (ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
+    lines = re.findall(r"^#   \.venv/bin/(prefect [^#\n]*)", text, flags=re.MULTILINE)
+    return [line.split() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Server]:
+    folder, port = tmp_path_factory.mktemp("deployment"), free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    settings = {**QUIET, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": api}
+    start, pool, deploy, worker, _ = head_commands()
+    here = Server(api, settings, write_run(folder, tiny_model))
+    command = [program(start[0]), *start[1:], "--host", "127.0.0.1", "--port", str(port)]
+    with serving(command, f"{api}/health", folder, **settings):
+        here.prefect(*pool[1:])
+        here.prefect(*deploy[1:])
+        with started([program(worker[0]), *worker[1:]], ROOT, folder / "worker.log", **settings):
+            yield here
+
+
+def test_deployment_releases_on_a_worker_and_its_gates_are_seen_through_the_api(server: Server) -> None:
+    flow_run = server.release()
+    assert flow_run["state_type"] == "COMPLETED", flow_run["state"]["message"]
+    tables = server.tables(flow_run)
+    assert set(tables) == {f"tiny-{gate}-gate" for gate in ("data", "training", "quality", "merge", "gguf-q8-0")}
+    for table in tables.values():
+        rows = json.loads(table["data"]) if isinstance(table["data"], str) else table["data"]
+        assert rows
+        assert {"rule", "passed", "detail"} <= set(rows[0])
+        assert all(row["passed"] for row in rows)
+    (journal,) = server.run_file.parent.glob("home/record/*/journal.jsonl")
+    closed = json.loads(journal.read_text(encoding="utf-8").splitlines()[-1])["value"]
+    assert (closed["outcome"], closed["version"]) == ("released", "1")
+
+
+def test_refused_deployment_run_fails_with_the_verdict_as_its_message(server: Server) -> None:
+    flow_run = server.release('overrides=["gates.quality.max_perplexity_ratio=0.0001"]')
+    assert flow_run["state_type"] == "FAILED"
+    assert "quality gate" in flow_run["state"]["message"]
+    assert "perplexity_ratio" in flow_run["state"]["message"]
+    assert {"tiny-data-gate", "tiny-quality-gate"} <= set(server.tables(flow_run))
+
+
+def test_deployments_are_a_weekly_schedule_and_a_manual_one(server: Server) -> None:
+    found = {entry["name"]: entry for entry in ask(f"{server.api}/deployments/filter", {})}
+    assert set(found) == {"weekly", "manual"}
+    (weekly,) = found["weekly"]["schedules"]
+    assert (weekly["schedule"]["cron"], weekly["schedule"]["timezone"], weekly["active"]) == ("0 3 * * 1", "UTC", True)
+    assert found["manual"]["schedules"] == []
+
+
+def test_serve_registers_its_schedule_and_ends_on_interrupt_with_everything_it_started(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    path, mark = write_run(tmp_path, tiny_model), secrets.token_hex(8)
+    log = tmp_path / "serve.log"
+    command = [program("loragate"), "serve", "run.yaml", "--cron", "30 2 * * 4", "--timezone", "Europe/Paris"]
+    with started(command, tmp_path, log, **{MARK: mark}) as process:
+        api = f"{address(process, log)}/api"
+        wait_until(lambda: bool(ask(f"{api}/deployments/filter", {})), 120, "a deployment")
+        (deployment,) = ask(f"{api}/deployments/filter", {})
+        (schedule,) = deployment["schedules"]
+        assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("30 2 * * 4", "Europe/Paris")
+        assert schedule["active"]
+        assert deployment["parameters"]["config"] == str(path)
+        assert marked(mark)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        wait_until(lambda: not marked(mark), 10, "the end of every process")
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+    assert process.returncode in {0, 130}
+
+
+def address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address that `serve` tells."""
+
+    def told() -> re.Match[str] | None:
+        return re.search(r"watch it at (\S+) ", log.read_text(encoding="utf-8"))
+
+    wait_until(lambda: process.poll() is not None or told() is not None, 240, "an address")
+    found = told()
+    assert found is not None, log.read_text(encoding="utf-8")
+    return found[1]

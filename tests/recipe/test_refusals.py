@@ -1,0 +1,232 @@
+"""Refusals as a user meets them: the exit code, what is wrong and where, and never a traceback.
+
+All cases share one home and one Prefect server, and with them whatever the run store has already made.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, loragate, write_run
+from conftest import pairs, write_jsonl
+from mlflow.tracking import MlflowClient
+
+from loragate.home import Home
+from loragate.orchestrator import prefect_server, prepare_environment
+
+WITHOUT_STOP = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+
+# MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder with a run file that passes, and the home and server that all cases share."""
+
+    folder: Path
+    home: Path
+    api: str
+    model: Path
+
+    def loragate(self, *arguments: str) -> Done:
+        return loragate(*arguments, "--home", str(self.home), cwd=self.folder, PREFECT_API_URL=self.api)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The home and the server that all cases share."""
+
+    home: Path
+    api: str
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    home = Home(tmp_path_factory.mktemp("shared") / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_HOME", str(home.prefect))
+        prepare_environment(home, verbose=False)
+        with prefect_server(home) as ready:
+            yield Shared(home.root, ready())
+
+
+@pytest.fixture
+def place(shared: Shared, tmp_path: Path, tiny_model: Path) -> Place:
+    write_run(tmp_path, tiny_model)
+    return Place(tmp_path, shared.home, shared.api, tiny_model)
+
+
+def rewrite(folder: Path, **sections: dict[str, Any]) -> None:
+    """Replace keys of the run file's sections."""
+    path = folder / "run.yaml"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {k: content.get(k, {}) | v for k, v in sections.items()}), encoding="utf-8")
+
+
+def without_answer(place: Place) -> None:
+    rows = pairs(24)
+    rows[4]["completion"] = "  "
+    del rows[16]["completion"]
+    write_jsonl(place.folder / "train.jsonl", rows)
+
+
+def roles_out_of_order(place: Place) -> None:
+    asked = [("user", "What is rain?"), ("user", "Well?"), ("assistant", "Water.")]
+    turns = [[("user", f"What is {n}?"), ("assistant", f"It is {n}.")] for n in range(8)]
+    rows = [{"messages": [{"role": r, "content": c} for r, c in row]} for row in [*turns, asked]]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (place.folder / "train.jsonl").write_text(text, encoding="utf-8")
+    held = [
+        {"messages": [{"role": "user", "content": f"Why {n}?"}, {"role": "assistant", "content": "So."}]} for n in "ab"
+    ]
+    (place.folder / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held), encoding="utf-8")
+
+
+def too_few_tokens(place: Place) -> None:
+    rewrite(place.folder, data={"max_tokens": 40})
+
+
+def heldout_from_training(place: Place) -> None:
+    write_jsonl(place.folder / "heldout.jsonl", pairs(10, start=100) + pairs(3, start=7))
+
+
+def template_without_stop(place: Place) -> None:
+    model = place.folder / "model"
+    shutil.copytree(place.model, model)
+    (model / "chat_template.jinja").write_text(WITHOUT_STOP, encoding="utf-8")
+    rewrite(place.folder, base_model={"source": "model"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (without_answer, {"train.format": "train.jsonl:17", "train.answer_not_empty": "train.jsonl:5"}),
+        (roles_out_of_order, {"train.roles": "train.jsonl:9"}),
+        (too_few_tokens, {"train.stop_token_supervised": "train.jsonl:1", "train.not_truncated": "train.jsonl:1"}),
+        (heldout_from_training, {"heldout.not_in_training_rows": "heldout.jsonl:11"}),
+        (template_without_stop, {"train.stop_token_supervised": "train.jsonl:1"}),
+    ],
+)
+def test_data_that_cannot_teach_is_refused_by_rule_and_row(
+    place: Place, spoil: Callable[[Place], None], expected: dict[str, str]
+) -> None:
+    spoil(place)
+    done = place.loragate("check", "run.yaml", "--json")
+    assert done.code == 3, done.said
+    assert "Traceback" not in done.said
+    assert done.json["verdict"] == "refused"
+    ((gate, status, findings),) = ((gate["gate"], gate["status"], gate["findings"]) for gate in done.json["gates"])
+    assert (gate, status) == ("data", "fail")
+    broken = {finding["rule"]: finding["detail"] for finding in findings if not finding["passed"]}
+    for rule, row in expected.items():
+        assert row in broken[rule]
+        assert rule in done.json["message"]
+
+
+def test_refusal_is_told_to_a_person_by_rule_and_row(place: Place) -> None:
+    without_answer(place)
+    done = place.loragate("check", "run.yaml")
+    assert done.code == 3
+    assert done.stdout.startswith("REFUSED  tiny\n")
+    assert "train.answer_not_empty" in done.stdout
+    assert "train.jsonl:5" in done.stdout
+    assert "Traceback" not in done.said
+
+
+@pytest.fixture(scope="module")
+def refused(shared: Shared, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Done:
+    """A release whose learning rate breaks the model."""
+    folder = tmp_path_factory.mktemp("refused")
+    write_run(folder, tiny_model)
+    arguments = ("release", "run.yaml", "--json", "--set", "train.learning_rate=100", "--home", str(shared.home))
+    return loragate(*arguments, cwd=folder, PREFECT_API_URL=shared.api)
+
+
+def test_training_that_breaks_the_model_is_refused_by_a_gate_after_it(refused: Done) -> None:
+    assert refused.code == 3, refused.said
+    assert "Traceback" not in refused.said
+    assert refused.json["verdict"] == "refused"
+    assert refused.json["version"] is None
+    last = refused.json["gates"][-1]
+    assert last["gate"] in {"training", "quality"}
+    assert last["status"] == "fail"
+    broken = [finding["rule"] for finding in last["findings"] if not finding["passed"]]
+    assert broken
+    assert broken[0] in refused.json["message"]
+
+
+def test_refused_release_has_a_failed_mlflow_run_and_a_report(refused: Done, shared: Shared) -> None:
+    report = Path(refused.json["artifacts"]["report"])
+    assert refused.json["attempt"] in report.read_text(encoding="utf-8")
+    client = MlflowClient(f"sqlite:///{shared.home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["loragate.verdict"] == "refused"
+    assert {"report.html", "journal.jsonl"} <= {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert client.search_model_versions("name = 'tiny'") == []
+
+
+def missing_data_file(place: Place) -> None:
+    (place.folder / "heldout.jsonl").unlink()
+
+
+def data_not_json(place: Place) -> None:
+    with (place.folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "What is rain?", completion: "Water."}\n')
+
+
+def no_such_model(place: Place) -> None:
+    rewrite(place.folder, base_model={"source": "./models/none"})
+
+
+def gguf_that_is_none(place: Place) -> None:
+    (place.folder / "model.gguf").write_bytes(b"GGUG" + bytes(200))
+    rewrite(place.folder, base_model={"source": "model.gguf"})
+
+
+def unknown_key(place: Place) -> None:
+    rewrite(place.folder, train={"learning_rat": 1e-3})
+
+
+def wrong_type(place: Place) -> None:
+    rewrite(place.folder, train={"epochs": "two"})
+
+
+def missing_run_file(place: Place) -> None:
+    (place.folder / "run.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (unknown_key, ["train.learning_rat: unknown key", '"learning_rate"']),
+        (wrong_type, ["train.epochs", "two"]),
+        (missing_run_file, ["run.yaml: no such run file"]),
+        (missing_data_file, ["run.yaml: no file matches heldout.jsonl"]),
+        (data_not_json, ["train.jsonl:25: not JSON"]),
+        (no_such_model, ["base_model.source ./models/none: no such file or folder"]),
+        (gguf_that_is_none, ["base_model.source", "model.gguf: cannot be loaded as a chat model"]),
+    ],
+)
+def test_wrong_configuration_is_one_paragraph_that_names_it_and_leaves_no_attempt(
+    place: Place, spoil: Callable[[Place], None], said: list[str]
+) -> None:
+    before = {path.name for path in place.home.glob("record/*")}
+    spoil(place)
+    done = place.loragate("release", "run.yaml", "--json")
+    assert done.code == 2, done.said
+    assert done.stdout == ""
+    message = done.stderr[done.stderr.index("loragate: ") :]
+    for part in said:
+        assert part in message
+    assert "\n\n" not in message
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in place.home.glob("record/*")} == before

@@ -1,0 +1,213 @@
+"""The whole road on the tiny model, by the real command line, with real Prefect servers and MLflow stores."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, free_port, loragate, program, serving, write_run
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from loragate.refs import digest_file
+
+GATES = ["data", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
+STEPS = 12
+"""24 rows, 4 a step, 2 epochs."""
+
+# MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A finished `loragate release --json` and the store that it left."""
+
+    folder: Path
+    done: Done
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def outcome(self) -> Any:
+        return self.done.json
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+
+    @property
+    def runs(self) -> list[Run]:
+        return runs(self.client, "tiny")
+
+
+def runs(client: MlflowClient, model: str) -> list[Run]:
+    experiment = client.get_experiment_by_name(model)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def artifacts(client: MlflowClient, run: Run, folder: str = "") -> set[str]:
+    """Paths of all files of a run."""
+    found: set[str] = set()
+    for entry in client.list_artifacts(run.info.run_id, folder or None):
+        found |= artifacts(client, run, entry.path) if entry.is_dir else {entry.path}
+    return found
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*")}
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Released:
+    folder = tmp_path_factory.mktemp("release")
+    write_run(folder, tiny_model, export={"gguf": ["f16", "q8_0", "q4_k_m"]})
+    done = loragate("release", "run.yaml", "--json", cwd=folder)
+    assert done.code == 0, done.said
+    return Released(folder, done)
+
+
+@pytest.fixture(scope="module")
+def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    uri = f"http://127.0.0.1:{port}"
+    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
+    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
+    with serving(command, f"{uri}/health", folder, MLFLOW_DISABLE_TELEMETRY="true"):
+        yield uri
+
+
+def test_release_prints_the_contract_s_object_and_nothing_else(released: Released) -> None:
+    outcome = released.outcome
+    assert outcome["verdict"] == "released"
+    assert (outcome["model"], outcome["version"], outcome["release"]) == ("tiny", "1", "tiny@1")
+    assert len(outcome["digest"]) == 64
+    assert [gate["gate"] for gate in outcome["gates"]] == GATES
+    assert {gate["status"] for gate in outcome["gates"]} == {"pass"}
+    assert all({"rule", "passed", "detail"} <= set(f) for gate in outcome["gates"] for f in gate["findings"])
+    assert outcome["metrics"]["tuned_ppl"] < outcome["metrics"]["baseline_ppl"]
+    assert outcome["metrics"]["merged_ppl"] == pytest.approx(outcome["metrics"]["tuned_ppl"], rel=1e-5)
+    assert {"base", "rows", "facts", "baseline", "train", "merge", "gguf", "probe_q8_0"} <= set(outcome["seconds"])
+
+
+def test_release_leaves_every_artifact_that_it_names(released: Released) -> None:
+    found = released.outcome["artifacts"]
+    assert len(found["gguf"]) == 3
+    for path in (found["adapter"], found["merged"], found["report"], *found["gguf"]):
+        assert Path(path).exists()
+    report = Path(found["report"]).read_text(encoding="utf-8")
+    assert released.outcome["digest"] in report
+    assert "tiny@1" in report
+
+
+def test_release_tells_its_steps_and_gates_on_stderr(released: Released) -> None:
+    for gate in GATES:
+        assert f"{gate}  PASS" in released.done.stderr
+    assert "Traceback" not in released.done.stderr
+    assert "Warning" not in released.done.stderr
+
+
+def test_release_is_one_finished_mlflow_run_with_its_parameters_and_every_training_step(released: Released) -> None:
+    (run,) = released.runs
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["loragate.verdict"] == "released"
+    assert run.data.tags["gate.quality"]
+    assert run.data.params["train.learning_rate"] == "0.005"
+    assert run.data.params["model"] == "tiny"
+    history = released.client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, STEPS + 1))
+    assert run.data.metrics["tuned_ppl"] == pytest.approx(released.outcome["metrics"]["tuned_ppl"])
+
+
+def test_release_s_mlflow_run_names_its_inputs_by_sha256(released: Released) -> None:
+    (run,) = released.runs
+    assert run.inputs is not None
+    tags = {
+        entry.dataset.name: {tag.key: tag.value for tag in entry.tags}["sha256"] for entry in run.inputs.dataset_inputs
+    }
+    assert set(tags) == {"base_model", "data/train.jsonl", "data/heldout.jsonl"}
+    for name in ("train.jsonl", "heldout.jsonl"):
+        assert tags[f"data/{name}"] == digest_file(released.folder / name)
+
+
+def test_release_s_mlflow_run_holds_adapter_gguf_files_and_evidence(released: Released) -> None:
+    (run,) = released.runs
+    found = artifacts(released.client, run)
+    gguf = {f"model/gguf/{Path(path).name}" for path in released.outcome["artifacts"]["gguf"]}
+    assert gguf | {"model/adapter/adapter_model.safetensors", "model/adapter/adapter_config.json"} <= found
+    assert {"run.yaml", "config.json", "environment.json", "journal.jsonl", "report.html"} <= found
+    assert any(path.startswith("data_gate/") for path in found)
+
+
+def test_release_is_a_registered_version_that_is_candidate_and_champion(released: Released) -> None:
+    (run,) = released.runs
+    for alias in ("candidate", "champion"):
+        version = released.client.get_model_version_by_alias("tiny", alias)
+        assert (str(version.version), version.run_id) == ("1", run.info.run_id)
+        assert version.tags["loragate.digest"] == released.outcome["digest"]
+
+
+def test_list_and_show_answer_about_the_release(released: Released) -> None:
+    home = ("--home", str(released.home))
+    (row,) = loragate("list", "tiny", "--json", *home, cwd=released.folder).json["releases"]
+    assert (row["release"], row["verdict"], row["digest"]) == ("tiny@1", "released", released.outcome["digest"])
+    assert row["aliases"] == ["candidate", "champion"]
+    assert loragate("show", "tiny@1", "--json", *home, cwd=released.folder).json == released.outcome
+    text = loragate("show", "tiny@1", *home, cwd=released.folder).stdout
+    assert text.startswith("RELEASED  tiny@1\n")
+    shown = loragate("show", "tiny@1", "--html", *home, cwd=released.folder).stdout
+    assert shown == released.outcome["artifacts"]["report"] + "\n"
+    assert Path(shown.strip()).is_file()
+
+
+def test_second_identical_run_finds_the_release_and_makes_nothing(released: Released) -> None:
+    before = {name: names(released.home / name) for name in ("record", "runs")}
+    markers = {path: path.stat().st_mtime_ns for path in released.home.glob("runs/*/done.json")}
+    again = loragate("release", "run.yaml", "--json", cwd=released.folder)
+    assert again.code == 0, again.said
+    assert again.json == released.outcome
+    assert {name: names(released.home / name) for name in before} == before
+    assert {path: path.stat().st_mtime_ns for path in released.home.glob("runs/*/done.json")} == markers
+    assert len(released.runs) == 1
+    steps = [line for line in again.stderr.splitlines() if "rules)" not in line]
+    assert len(steps) == len(released.outcome["seconds"]) + 1  # and the release itself
+    assert [line for line in steps if not line.endswith("  reused")] == []
+
+
+def test_check_passes_and_records_no_release(released: Released) -> None:
+    before = names(released.home / "record")
+    done = loragate("check", "run.yaml", "--json", cwd=released.folder)
+    assert done.code == 0, done.said
+    assert done.json["verdict"] == "passed"
+    assert done.json["release"] is None
+    assert [gate["gate"] for gate in done.json["gates"]] == ["data"]
+    assert names(released.home / "record") == before
+    assert len(released.runs) == 1
+
+
+def test_release_goes_to_the_mlflow_server_that_the_environment_names(released: Released, tracking_server: str) -> None:
+    other = ("--set", "model=far", "--set", "train.seed=1", "--set", "export.gguf=[f16]")
+    done = loragate("release", "run.yaml", "--json", *other, cwd=released.folder, MLFLOW_TRACKING_URI=tracking_server)
+    assert done.code == 0, done.said
+    client = MlflowClient(tracking_server)
+    (run,) = runs(client, "far")
+    assert (run.info.status, run.data.tags["loragate.verdict"]) == ("FINISHED", "released")
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == STEPS
+    assert {"model/adapter/adapter_model.safetensors", "report.html"} <= artifacts(client, run)
+    version = client.get_model_version_by_alias("far", "champion")
+    assert (version.run_id, version.tags["loragate.digest"]) == (run.info.run_id, done.json["digest"])
+    assert released.client.get_experiment_by_name("far") is None
+
+
+def test_journal_on_disk_and_in_mlflow_are_one(released: Released, tmp_path: Path) -> None:
+    run = min(released.runs, key=lambda run: run.info.start_time)
+    copy = Path(released.client.download_artifacts(run.info.run_id, "journal.jsonl", str(tmp_path)))
+    ours = released.home / "record" / released.outcome["attempt"] / "journal.jsonl"
+    assert copy.read_bytes() == ours.read_bytes()
+    events = [json.loads(line)["event"] for line in ours.read_text(encoding="utf-8").splitlines()]
+    assert (events[0], events[-1]) == ("opened", "closed")

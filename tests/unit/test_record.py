@@ -1,0 +1,193 @@
+"""The record: what a step appended is what is read back, however the attempt ended."""
+
+import json
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loragate.perplexity import Nll
+from loragate.record import (
+    AttemptRecord,
+    Closed,
+    CurvePoint,
+    Event,
+    Journal,
+    Opened,
+    Rung,
+    Sample,
+    Tracked,
+    now,
+    summary,
+)
+from loragate.refs import Ref
+from loragate.verdicts import Finding, at_most, conclude
+
+OPENED = Opened(
+    attempt="20261122T060000-abcdef",
+    model="helper",
+    started="2026-11-22T06:00:00+00:00",
+    config={"model": "helper", "train": {"r": 16, "learning_rate": 2e-4}, "data": {"train": ["a.jsonl"]}},
+    environment={"python": "3.11"},
+)
+CLOSED = Closed("released", "Released.", "2026-11-22T06:10:00+00:00", "3", "d" * 64, ("candidate", "champion"))
+PASSED = conclude("data", [Finding("train.rows", True, "training rows: 10 rows", value=0)])
+REFUSED = conclude("quality", [at_most("perplexity_ratio", 1.25, 1.0, "the ratio")])
+CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
+SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
+
+LINES: list[tuple[Event, str, object]] = [
+    ("opened", "", OPENED),
+    ("tracked", "", Tracked("run-1", "sqlite:///mlflow.db")),
+    ("input", "base", "b" * 64),
+    ("seconds", "train", 12.5),
+    ("verdict", "data", PASSED),
+    ("verdict", "quality", REFUSED),
+    ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
+    ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
+    ("curve", "", CURVE),
+    ("lengths", "", (12, 7, 7)),
+    ("samples", "", (SAMPLE, SAMPLE)),
+    ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
+    ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
+    ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
+    ("closed", "", CLOSED),
+]
+
+WHOLE = AttemptRecord(
+    opened=OPENED,
+    closed=CLOSED,
+    tracked=Tracked("run-1", "sqlite:///mlflow.db"),
+    verdicts=(PASSED, REFUSED),
+    ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
+    curve=CURVE,
+    token_lengths=(12, 7, 7),
+    samples=(SAMPLE, SAMPLE),
+    artifacts={
+        "adapter": Ref("runs/train-1", "a" * 64),
+        "gguf_f16": Ref("runs/gguf-1/f16.gguf", "f" * 64),
+        "gguf_q8_0": Ref("runs/gguf-1/q8_0.gguf", "8" * 64),
+    },
+    inputs={"base": "b" * 64},
+    seconds={"train": 12.5},
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "record" / "attempt" / "journal.jsonl")
+
+
+def append_all(journal: Journal) -> None:
+    for event, name, value in LINES:
+        journal.append(event, name, value)
+
+
+def test_every_event_is_read_back_as_it_was_appended(journal: Journal) -> None:
+    append_all(journal)
+    assert {event for event, _, _ in LINES} == set(get_args(Event))
+    assert journal.read() == WHOLE
+
+
+def test_every_line_is_on_disk_before_append_returns(journal: Journal) -> None:
+    for number, (event, name, value) in enumerate(LINES, start=1):
+        journal.append(event, name, value)
+        assert [(e, n) for e, n, _ in Journal(journal.path).events()] == [(e, n) for e, n, _ in LINES[:number]]
+
+
+def test_attempt_that_was_only_opened_is_running(journal: Journal) -> None:
+    journal.append("opened", "", OPENED)
+    record = journal.read()
+    assert record == AttemptRecord(OPENED, None)
+    assert (record.outcome, record.release, record.metrics) == ("running", None, {})
+
+
+def test_later_value_of_the_same_name_replaces_the_earlier_one(journal: Journal) -> None:
+    append_all(journal)
+    journal.append("seconds", "train", 1.0)
+    journal.append("verdict", "quality", PASSED)
+    record = journal.read()
+    assert record.seconds == {"train": 1.0}
+    assert record.verdicts == (PASSED, PASSED)
+
+
+def test_journal_cut_at_any_byte_gives_the_lines_before_the_cut(journal: Journal) -> None:
+    append_all(journal)
+    content = journal.path.read_bytes()
+    ends = [n for n, byte in enumerate(content) if byte == ord("\n")]
+    for cut in range(len(content)):
+        journal.path.write_bytes(content[:cut])
+        assert len(list(journal.events())) == sum(end <= cut for end in ends)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_number_that_is_not_finite_stays_what_it_was(journal: Journal, value: float) -> None:
+    journal.append("opened", "", OPENED)
+    journal.append("rung", "tuned", Rung("tuned", Nll(value, 3)))
+    journal.append("curve", "", (CurvePoint(1, value, 0.1, value, heldout_loss=value),))
+    journal.append("verdict", "quality", conclude("quality", [at_most("ratio", value, 1.0, "it")]))
+    record = journal.read()
+    found = [record.ladder[0].nll.nats, record.curve[0].loss, record.curve[0].heldout_loss]
+    assert repr([*found, record.verdicts[0].findings[0].value]) == repr([value] * 4)
+    assert record.verdicts[0].refuses
+
+
+any_text = st.text(st.characters(), max_size=20)
+
+
+@settings(max_examples=30)  # each one forces three lines to disk
+@given(any_text)
+def test_any_text_that_a_model_or_a_file_says_is_read_back(tmp_path_factory: pytest.TempPathFactory, told: str) -> None:
+    journal = Journal(tmp_path_factory.mktemp("record") / "journal.jsonl")
+    sample = Sample(told, told, told, told, before_stopped=True, after_stopped=False)
+    journal.append("opened", "", OPENED)
+    journal.append("samples", "", (sample,))
+    journal.append("closed", "", CLOSED)
+    assert journal.read() == AttemptRecord(OPENED, CLOSED, samples=(sample,))
+
+
+@pytest.mark.parametrize("told", ["a\u2028b", "a\x85b", "a\ud83db"], ids=["line separator", "next line", "half a pair"])
+def test_text_that_looks_like_a_line_end_does_not_end_the_record(journal: Journal, told: str) -> None:
+    journal.append("opened", "", OPENED)
+    journal.append("input", "base", told)
+    journal.append("closed", "", CLOSED)
+    assert journal.read() == AttemptRecord(OPENED, CLOSED, inputs={"base": told})
+
+
+def test_metrics_are_perplexities_by_rung() -> None:
+    assert WHOLE.metrics == {"baseline_ppl": pytest.approx(8.0), "tuned_ppl": pytest.approx(2.0)}
+
+
+def test_only_a_released_attempt_is_a_release() -> None:
+    assert WHOLE.release == "helper@3"
+    refused = AttemptRecord(OPENED, Closed("refused", "Refused.", now()))
+    assert (refused.outcome, refused.release) == ("refused", None)
+
+
+def test_summary_is_the_contract_of_the_command_line() -> None:
+    said = json.loads(json.dumps(summary(WHOLE, report="report.html")))
+    assert {name: said[name] for name in ("verdict", "model", "version", "release", "digest")} == {
+        "verdict": "released",
+        "model": "helper",
+        "version": "3",
+        "release": "helper@3",
+        "digest": "d" * 64,
+    }
+    assert [(gate["gate"], gate["status"]) for gate in said["gates"]] == [("data", "pass"), ("quality", "fail")]
+    assert said["gates"][1]["findings"][0]["rule"] == "perplexity_ratio"
+    assert said["metrics"] == {"baseline_ppl": pytest.approx(8.0), "tuned_ppl": pytest.approx(2.0)}
+    assert said["artifacts"] == {
+        "adapter": "runs/train-1",
+        "merged": None,
+        "gguf": ["runs/gguf-1/f16.gguf", "runs/gguf-1/q8_0.gguf"],
+        "report": "report.html",
+    }
+    assert said["seconds"] == {"train": 12.5}
+
+
+def test_summary_of_an_attempt_that_did_not_end_says_so() -> None:
+    said = summary(AttemptRecord(OPENED, None), report="")
+    assert (said["verdict"], said["version"], said["release"], said["gates"]) == ("running", None, None, [])

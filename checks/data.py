@@ -60,7 +60,7 @@ def _detail(result: RuleResult) -> str:
     if result.error:
         return f"{side}: the rule could not be evaluated: {result.error}"
     if result.evaluated == 0:
-        return f"{side}: there are none; {WHAT[rule]}"
+        return f"{side}: there are none to judge; {WHAT[rule]}"
     if rule == "rows":
         return f"{side}: {result.evaluated:,} rows{_limit(result)}"
     if not result.unexpected:

@@ -223,7 +223,9 @@ def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: b
     run = load(config, overrides)
     find_base(run)
     data = run.config.data
-    find_files(run, data.train + (data.heldout if isinstance(data.heldout, tuple) else ()))
+    find_files(run, "data.train", data.train)
+    if isinstance(data.heldout, tuple):
+        find_files(run, "data.heldout", data.heldout)
     place = find_home(home, run)
     prepare_environment(place, verbose=verbose)
     return place

@@ -219,8 +219,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object]]:
         raise DataFileError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
 
 
-def find_files(run: RunFile, patterns: Sequence[str]) -> tuple[Path, ...]:
-    """Return the files that paths and globs of the run file mean, sorted, each once.
+def find_files(run: RunFile, key: str, patterns: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files that the paths and globs under a key of the run file mean, sorted, each once.
 
     Raises:
         DataFileError: A pattern matches nothing, or a file of no known kind.
@@ -229,11 +229,11 @@ def find_files(run: RunFile, patterns: Sequence[str]) -> tuple[Path, ...]:
     for pattern in patterns:
         matches = _matches(run, pattern)
         if not matches:
-            raise DataFileError(f"{run.path}: no file matches {pattern} (looked for {run.resolve(pattern)})")
+            raise DataFileError(f"{run.path}: {key}: no file matches {pattern} (looked for {run.resolve(pattern)})")
         found.update(match.resolve() for match in matches)
     for path in sorted(found):
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            raise DataFileError(f"{path}: not a data file; known kinds: {', '.join(SUFFIXES)}")
+            raise DataFileError(f"{run.path}: {key}: {path}: not a data file; known kinds: {', '.join(SUFFIXES)}")
     return tuple(sorted(found))
 
 

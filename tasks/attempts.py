@@ -56,7 +56,8 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
 def end(attempt: Attempt, closed: Closed) -> None:
     """Bring an attempt that made no release into MLflow and close it.
 
-    The journal is closed even where MLflow cannot be reached: it is the record.
+    The journal is closed even where MLflow cannot be reached: it is the record. A second Ctrl-C skips the upload, and
+    the run is closed all the same.
     """
     from loragate.engines import tracking
 
@@ -65,8 +66,8 @@ def end(attempt: Attempt, closed: Closed) -> None:
             tracking.upload(attempt, attempt.journal.read())
     finally:
         close(attempt, closed)
-    with tracking.outage_told():
-        tracking.close_run(attempt, attempt.journal.read())
+        with tracking.outage_told():
+            tracking.close_run(attempt, attempt.journal.read())
 
 
 def close(attempt: Attempt, closed: Closed) -> None:

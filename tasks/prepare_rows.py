@@ -40,10 +40,11 @@ def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
 
 def _read(attempt: Attempt) -> Rows:
     data = attempt.config.data
-    train = find_files(attempt.run, data.train)
-    heldout = find_files(attempt.run, data.heldout) if isinstance(data.heldout, tuple) else data.heldout
-    files = train + (heldout if isinstance(heldout, tuple) else ())
-    digests = {name: digest_file(path) for path, name in short_names(files).items()}
+    train = find_files(attempt.run, "data.train", data.train)
+    share = data.heldout if isinstance(data.heldout, float) else None
+    held = () if isinstance(data.heldout, float) else find_files(attempt.run, "data.heldout", data.heldout)
+    names = short_names(train + held)
+    digests = {name: digest_file(path) for path, name in names.items()}
     for name, digest in digests.items():
         attempt.note("input", f"data/{name}", digest)
     steps = recipe(
@@ -51,12 +52,11 @@ def _read(attempt: Attempt) -> Rows:
         digests,
         code=("loragate.engines.tables", "loragate.rows"),
         libraries=("pyarrow",),
-        settings={"format": data.format, "heldout": data.heldout},
+        settings={"format": data.format, "heldout": share or [names[path] for path in held]},
     )
 
     def make(folder: Path) -> object:
-        share = tuple(map(str, heldout)) if isinstance(heldout, tuple) else heldout
-        request = ReadRows(tuple(map(str, train)), share, data.format, str(folder))
+        request = ReadRows(tuple(map(str, train)), share or tuple(map(str, held)), data.format, str(folder))
         return attempt.call("loragate.engines.tables:read_rows", request)
 
     stored, _ = attempt.build(steps, dict[str, int], make)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,31 +70,3 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
     """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def run_file(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Write a run file on the tiny model, with a home of its own, that passes every gate in well under a minute.
-
-    Sections given by keyword replace keys of the sections written here.
-    """
-
-    def write(**sections: dict[str, object]) -> Path:
-        write_jsonl(tmp_path / "train.jsonl", pairs(24))
-        write_jsonl(tmp_path / "heldout.jsonl", pairs(12, start=100))
-        content: dict[str, dict[str, object]] = {
-            "base_model": {"source": str(tiny_model)},
-            "data": {"train": ["train.jsonl"], "heldout": ["heldout.jsonl"], "max_tokens": 96},
-            "train": {"learning_rate": 5e-3, "epochs": 2, "checkpoint_steps": 2, "batch_size": 4, "dtype": "float32"},
-            "gates": {
-                "quality": {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0},
-                "gguf": {"min_stop_share": 0.0, "max_perplexity_ratio_q4_k_m": 1.5},
-            },
-        }
-        for name, keys in sections.items():
-            content[name] = content.get(name, {}) | keys
-        path = tmp_path / "run.yaml"
-        path.write_text(json.dumps({"model": "tiny", "home": "home"} | content), encoding="utf-8")
-        return path
-
-    return write

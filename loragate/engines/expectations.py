@@ -12,6 +12,7 @@ from typing import Any
 import great_expectations as gx
 import great_expectations.expectations as _gxe
 import pandas as pd
+from great_expectations.expectations.row_conditions import Column
 
 from loragate.child import Progress, Report
 from loragate.config import DataLimits
@@ -76,15 +77,20 @@ def rules_for(side: str, limits: DataLimits) -> Iterator[Rule]:
         yield Rule(f"{column}_known", side, gxe.ExpectColumnValuesToNotBeNull(column=column))
     yield Rule("format", side, gxe.ExpectColumnValuesToBeInSet(column="problem", value_set=[""]), "problem")
     yield Rule("roles", side, gxe.ExpectColumnValuesToBeInSet(column="roles_problem", value_set=[""]), "roles_problem")
-    shortest = limits.min_answer_chars
-    yield Rule("answer_not_empty", side, gxe.ExpectColumnValuesToBeBetween(column="answer_chars", min_value=shortest))
-    yield Rule("answer_supervised", side, gxe.ExpectColumnValuesToBeBetween(column="supervised", min_value=1))
+    yield Rule("answer_not_empty", side, _at_least("answer_chars", limits.min_answer_chars))
+    yield Rule("answer_supervised", side, _at_least("supervised", 1))
     yield Rule("stop_token_supervised", side, gxe.ExpectColumnValuesToBeBetween(column="lost_stops", max_value=0))
     yield _mostly_false("not_truncated", side, "truncated", limits.max_truncated_share)
     if side == "train":
         yield _mostly_false("no_duplicates", side, "duplicate", limits.max_duplicate_share)
     else:
         yield _mostly_false("not_in_training_rows", side, "leaked", limits.max_leaked_share)
+
+
+def _at_least(column: str, fewest: int) -> Any:
+    """Expect a number of every row that could be rendered; what is wrong with the others has a rule of its own."""
+    rendered = (Column("problem") == "") & (Column("roles_problem") == "")
+    return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=fewest, row_condition=rendered)
 
 
 def _mostly_false(name: str, side: str, column: str, max_share: float) -> Rule:

@@ -21,6 +21,7 @@ from loragate.record import AttemptRecord, Outcome, Tracked, now
 
 MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file, which is an artifact
 MAX_TAG_CHARS = 8000
+MAX_BATCH = 1000  # metrics in one request
 STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
 ALIASES = ("candidate", "champion")
 """Given in this order; the second says that every gate passed, which is when registration happens at all."""
@@ -75,13 +76,17 @@ def live_metrics(attempt: Attempt) -> Report:
     client = MlflowClient(attempt.tracking_uri)
 
     def report(progress: Progress) -> None:
-        at = (_milliseconds(), progress.done)
-        metrics = [Metric(f"train/{name}", value, *at) for name, value in progress.numbers.items()]
-        if metrics:
+        if progress.numbers:
             with outage_told():
+                metrics = _step_metrics(progress.done, progress.numbers)
                 client.log_batch(open_run(attempt).run_id, metrics=metrics)
 
     return report
+
+
+def _step_metrics(step: int, numbers: Mapping[str, float | None]) -> list[Metric]:
+    at = _milliseconds()
+    return [Metric(f"train/{name}", value, at, step) for name, value in numbers.items() if value is not None]
 
 
 @contextmanager
@@ -115,11 +120,13 @@ def upload(attempt: Attempt, record: AttemptRecord) -> Tracked:
 def _log_missing_steps(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:
     """Complete the curve with the steps that an earlier attempt took, or that MLflow missed."""
     known = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+    missing: list[Metric] = []
     for point in record.curve:
-        if point.step not in known:
-            values = {name: value for name, value in asdict(point).items() if name != "step" and value is not None}
-            at = (_milliseconds(), point.step)
-            client.log_batch(run_id, metrics=[Metric(f"train/{name}", value, *at) for name, value in values.items()])
+        numbers = asdict(point)
+        step = numbers.pop("step")
+        missing += [] if step in known else _step_metrics(step, numbers)
+    for start in range(0, len(missing), MAX_BATCH):
+        client.log_batch(run_id, metrics=missing[start : start + MAX_BATCH])
 
 
 def _log_inputs(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:

@@ -164,7 +164,7 @@ def test_facts_name_a_row_whose_roles_are_out_of_order(base: Base, tmp_path: Pat
 
 def test_facts_name_a_row_without_an_answer(base: Base, tmp_path: Path) -> None:
     found = fact(base, tmp_path, [*pairs(1), {"prompt": "And this?"}])
-    assert found["problem"] == 'not a prompt_completion row: no "completion"; it needs one that is a text'
+    assert found["problem"] == 'not a prompt_completion row: "completion" is missing; it must be a text'
     assert (found["place"], found["answer_chars"], found["tokens"]) == ("train.jsonl:2", 0, 0)
 
 

@@ -102,7 +102,6 @@ def long_question(train: list[Raw], heldout: list[Raw]) -> None:
     train[2]["messages"][0]["content"] += " and on" * 80
 
 
-# A row that cannot be rendered has nothing to supervise, which is a finding of its own.
 DEFECTS: dict[str, tuple[Plant, dict[str, str]]] = {
     "empty answer": (empty_answer, {"train.answer_not_empty": "train.jsonl:3"}),
     "empty held-out answer": (empty_heldout_answer, {"heldout.answer_not_empty": "heldout.jsonl:2"}),
@@ -110,23 +109,18 @@ DEFECTS: dict[str, tuple[Plant, dict[str, str]]] = {
         no_answer,
         {
             "train.roles": "train.jsonl:3: the last message is from 'user'; a row must end with 'assistant'",
-            "train.answer_not_empty": "train.jsonl:3",
-            "train.answer_supervised": "train.jsonl:3",
         },
     ),
     "two questions": (
         two_questions,
         {
             "heldout.roles": "heldout.jsonl:2: turn 2 is from 'user', must be from 'assistant': roles alternate",
-            "heldout.answer_supervised": "heldout.jsonl:2",
         },
     ),
     "no content": (
         no_content,
         {
-            "train.format": 'train.jsonl:3: not a messages row: message 2: no "content"; it needs one that is a text',
-            "train.answer_not_empty": "train.jsonl:3",
-            "train.answer_supervised": "train.jsonl:3",
+            "train.format": 'train.jsonl:3: not a messages row: message 2: "content" is missing; it must be a text',
         },
     ),
     "copies": (copies, {"train.no_duplicates": "train.jsonl:3"}),
@@ -198,7 +192,7 @@ def test_an_empty_table_is_refused(base: Base, tmp_path: Path) -> None:
     assert facts.read_bytes() == b""
     found = refused(verdict(facts, tmp_path / "gx"))
     assert {"train.rows", "heldout.rows", "facts_complete"} <= found.keys()
-    assert found["train.rows"] == "training rows: there are none; rows must be there"
+    assert found["train.rows"] == "training rows: there are none to judge; rows must be there"
 
 
 def test_a_side_without_rows_is_refused_by_all_its_rules(base: Base, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """MLflow, really run on an embedded store: an attempt has one run and one version, however often they are asked for."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import write_run
 from mlflow.entities import DatasetInput
 from mlflow.tracking import MlflowClient
 
@@ -18,8 +18,6 @@ from loragate.perplexity import Nll
 from loragate.record import Closed, Opened, Outcome, Rung, now
 from loragate.refs import digest_text, reference
 from loragate.verdicts import Finding, conclude
-
-WriteRunFile = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +50,9 @@ class Place:
 
 
 @pytest.fixture
-def place(run_file: WriteRunFile, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, tiny_model: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    path = run_file()
+    path = write_run(tmp_path, tiny_model)
     home = find_home(None, load(path)).root
     home.mkdir()
     shutil.copy(new_store, home / "mlflow.db")

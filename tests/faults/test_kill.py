@@ -115,6 +115,15 @@ def test_terminated_release_leaves_nothing(folder: Path) -> None:
     assert mlflow_status(folder, 2) == [("failed", "FAILED")]
 
 
+def test_interrupt_of_the_terminal_leaves_nothing_and_says_how_to_go_on(folder: Path) -> None:
+    code, said, alive = interrupted(folder, 3, lambda process: os.killpg(process.pid, signal.SIGINT))
+    assert alive == []
+    assert code == 130, said
+    assert "the same command goes on where this one stopped" in said
+    assert "Traceback" not in said
+    assert mlflow_status(folder, 3) == [("failed", "FAILED")]
+
+
 def test_killed_release_leaves_nothing_and_the_same_command_ends_with_the_same_bytes(folder: Path) -> None:
     code, _, alive = interrupted(folder, 1, lambda process: process.kill())
     assert code == -signal.SIGKILL

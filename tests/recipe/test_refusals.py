@@ -210,7 +210,7 @@ def missing_run_file(place: Place) -> None:
         (unknown_key, ["train.learning_rat: unknown key", '"learning_rate"']),
         (wrong_type, ["train.epochs", "two"]),
         (missing_run_file, ["run.yaml: no such run file"]),
-        (missing_data_file, ["run.yaml: no file matches heldout.jsonl"]),
+        (missing_data_file, ["run.yaml: data.heldout: no file matches heldout.jsonl"]),
         (data_not_json, ["train.jsonl:25: not JSON"]),
         (no_such_model, ["base_model.source ./models/none: no such file or folder"]),
         (gguf_that_is_none, ["base_model.source", "model.gguf: cannot be loaded as a chat model"]),

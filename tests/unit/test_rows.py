@@ -271,29 +271,29 @@ def touched(folder: Path, *names: str) -> list[Path]:
 
 def test_files_are_found_sorted_and_once(tmp_path: Path) -> None:
     one, two, three = touched(tmp_path, "data/a.jsonl", "data/b.csv", "data/deep/c.json")
-    found = find_files(run_in(tmp_path), ["data/*.csv", "data/**/*.json", "data/[ab].*", str(one)])
+    found = find_files(run_in(tmp_path), "data.train", ["data/*.csv", "data/**/*.json", "data/[ab].*", str(one)])
     assert found == (one, two, three)
 
 
 def test_files_are_found_below_a_folder_named_like_a_pattern(tmp_path: Path) -> None:
     folder = tmp_path / "run [1]"
     files = touched(folder, "rows[2].jsonl", "rows2.jsonl")
-    assert find_files(run_in(folder), ["*.jsonl"]) == tuple(sorted(files))
-    assert find_files(run_in(folder), ["rows[2].jsonl"]) == (files[0],)
+    assert find_files(run_in(folder), "data.train", ["*.jsonl"]) == tuple(sorted(files))
+    assert find_files(run_in(folder), "data.train", ["rows[2].jsonl"]) == (files[0],)
 
 
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("*.jsonl", r"run\.yaml: no file matches \*\.jsonl \(looked for .*\)"),
-        ("notes.txt", r"notes\.txt: not a data file; known kinds: \.json, \.jsonl, \.csv, \.parquet"),
+        ("*.jsonl", r"run\.yaml: data\.train: no file matches \*\.jsonl \(looked for .*\)"),
+        ("notes.txt", r"data\.train: .*notes\.txt: not a data file; known kinds: \.json, \.jsonl, \.csv, \.parquet"),
         ("folder.json", r"folder\.json: not a data file"),
     ],
 )
 def test_pattern_without_data_files_is_refused(tmp_path: Path, pattern: str, said: str) -> None:
     touched(tmp_path, "notes.txt", "folder.json/inside")
     with pytest.raises(DataFileError, match=said):
-        find_files(run_in(tmp_path), [pattern])
+        find_files(run_in(tmp_path), "data.train", [pattern])
 
 
 def test_short_names_are_the_same_wherever_the_folder_lies(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 import math
 
-from loragate.verdicts import Finding, Verdict, at_least, conclude, exactly, none_of
+from loragate.config import TrainingLimits
+from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import AdapterEvidence, Trained
 
 
-def judge(trained: Trained, adapter: AdapterEvidence) -> Verdict:
+def judge(trained: Trained, adapter: AdapterEvidence, limits: TrainingLimits) -> Verdict:
     """Judge a training by its curve and by the adapter it left on disk."""
     return conclude(
         "training",
         [
             _finite_curve(trained),
             _heldout_measured(trained),
+            _gradient_bounded(trained, limits),
             at_least("modules_adapted", trained.modules, 1, "number of modules with an adapter"),
             none_of("weights_finite", adapter.not_finite, "released adapter tensors hold NaN or infinity"),
             none_of("lora_b_not_zero", adapter.zero_modules, "modules have an adapter that is all zero"),
@@ -39,6 +41,13 @@ def _finite_curve(trained: Trained) -> Finding:
         f"loss or gradient is not finite at step {bad[0]}" if bad else f"finite in all {len(trained.curve):,} steps"
     )
     return Finding("loss_finite", bool(trained.curve) and not bad, detail)
+
+
+def _gradient_bounded(trained: Trained, limits: TrainingLimits) -> Finding:
+    """Judge the largest gradient norm against the first step's; norms that are not finite have a rule of their own."""
+    norms = [p.grad_norm for p in trained.curve if math.isfinite(p.grad_norm)]
+    growth = max(norms) / norms[0] if norms and norms[0] > 0 else math.nan
+    return at_most("gradient_growth", growth, limits.max_gradient_growth, "largest gradient norm / the first step's")
 
 
 def _heldout_measured(trained: Trained) -> Finding:

@@ -117,6 +117,14 @@ class DataLimits(Section):
     """Share of held-out rows whose question may also stand in the training rows."""
 
 
+class TrainingLimits(Section):
+    """Limits of the training gate."""
+
+    max_gradient_growth: Annotated[float, Field(ge=1)] = 1000.0
+    """Largest gradient norm before clipping / the first step's norm. Own measurement: sound trainings stay below 50;
+    a learning rate that breaks the model passes 1e8, and may do so with a loss that looks harmless."""
+
+
 class QualityLimits(Section):
     """Limits of the quality gate: the tuned model against the base on the held-out rows."""
 
@@ -164,6 +172,8 @@ class Gates(Section):
 
     data: DataLimits = DataLimits()
     """Limits of the data gate."""
+    training: TrainingLimits = TrainingLimits()
+    """Limits of the training gate."""
     quality: QualityLimits = QualityLimits()
     """Limits of the quality gate."""
     merge: MergeLimits = MergeLimits()

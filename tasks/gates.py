@@ -6,7 +6,8 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, quality, training
-from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe, section
+from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
+from loragate.config import plain
 from loragate.errors import GateRefusedError
 from loragate.record import Sample
 from loragate.verdicts import Verdict
@@ -25,7 +26,7 @@ def data_gate(attempt: Attempt, rows: Rows) -> None:
 @task(name="training gate", **STEP)
 def training_gate(attempt: Attempt, adapter: Adapter) -> None:
     """Refuse a training that was not finite, did not reach every module, or left nothing."""
-    settle(attempt, training.judge(adapter.trained, adapter.evidence))
+    settle(attempt, training.judge(adapter.trained, adapter.evidence, attempt.config.gates.training))
 
 
 @task(name="quality gate", **STEP)
@@ -70,7 +71,7 @@ def _expectations(attempt: Attempt, rows: Rows) -> tuple[RuleResult, ...]:
         {"rows": rows.digest},
         code=("loragate.engines.expectations",),
         libraries=("great_expectations", "pandas"),
-        settings=section(attempt.config, "gates"),
+        settings=plain(limits),
     )
 
     def make(folder: Path) -> object:

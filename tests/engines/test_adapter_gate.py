@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checks import training as gate
 from loragate.child import ignore
-from loragate.config import Train
+from loragate.config import Train, TrainingLimits
 from loragate.engines.training import inspect_adapter
 
 Tensors = dict[str, torch.Tensor]
@@ -68,7 +68,7 @@ def test_an_adapter_is_refused_for_what_lies_on_disk(
     tensors = load_file(copy / "adapter_model.safetensors")
     damage(tensors)
     save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore))
+    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore), TrainingLimits())
     assert {f.rule for f in verdict.findings if not f.passed} == rules, verdict.sentence
     assert verdict.refuses == bool(rules)
 
@@ -78,5 +78,5 @@ def test_the_refusal_names_a_zeroed_module(adapter: Adapter, tmp_path: Path) -> 
     tensors = load_file(copy / "adapter_model.safetensors")
     zero_every_b(tensors)
     save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore))
+    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore), TrainingLimits())
     assert "lora_b_not_zero: 8 modules have an adapter that is all zero, the first is base_model" in verdict.sentence

@@ -14,7 +14,7 @@ from checks import merge as merge_gate
 from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
-from loragate.config import MergeLimits, QualityLimits, Train
+from loragate.config import MergeLimits, QualityLimits, Train, TrainingLimits
 from loragate.engines import training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
 from loragate.engines.merging import compare, merge
@@ -60,7 +60,9 @@ def heldout(model: Model, rows: Path) -> Nll:
 
 
 def test_training_passes_its_gate_and_lowers_the_held_out_loss(base: Base, rows: Path, straight: Adapter) -> None:
-    verdict = training_gate.judge(straight.trained, training.inspect_adapter(str(straight.folder), ignore))
+    verdict = training_gate.judge(
+        straight.trained, training.inspect_adapter(str(straight.folder), ignore), TrainingLimits()
+    )
     assert verdict.status == "pass", verdict.sentence
     tuned = Model(base, str(straight.folder), dtype="float32")
     assert heldout(tuned, rows).mean < 0.99 * heldout(Model(base, dtype="float32"), rows).mean
@@ -198,7 +200,9 @@ def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(rows: Path) -> 
 
 def test_a_learning_rate_that_overflows_is_refused_by_the_training_gate(base: Base, rows: Path, tmp_path: Path) -> None:
     adapter = train(base, rows, tmp_path, settings(learning_rate=1e30))
-    verdict = training_gate.judge(adapter.trained, training.inspect_adapter(str(adapter.folder), ignore))
+    verdict = training_gate.judge(
+        adapter.trained, training.inspect_adapter(str(adapter.folder), ignore), TrainingLimits()
+    )
     assert {f.rule for f in verdict.findings if not f.passed} == {
         "loss_finite",
         "heldout_loss_finite",
@@ -229,7 +233,7 @@ def test_qlora_trains_on_the_cpu_and_reaches_every_module(qlora: Adapter) -> Non
     curve = qlora.trained.curve
     assert curve[-1].loss < curve[0].loss
     assert (qlora.trained.modules, qlora.trained.modules_without_gradient) == (14, ())
-    verdict = training_gate.judge(qlora.trained, training.inspect_adapter(str(qlora.folder), ignore))
+    verdict = training_gate.judge(qlora.trained, training.inspect_adapter(str(qlora.folder), ignore), TrainingLimits())
     assert verdict.status == "pass", verdict.sentence
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from checks import merge, training
 from loragate.child import ignore
-from loragate.config import MergeLimits, Train
+from loragate.config import MergeLimits, Train, TrainingLimits
 from loragate.engines import merging, scoring
 from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
@@ -78,7 +78,7 @@ def test_training_and_merging_pass_their_gates(base: Base, rows: Path, tmp_path:
     settings = Train(method=method, learning_rate=5e-3, epochs=8)
     request = TrainAdapter(base, settings, str(rows), str(rows), adapter, str(tmp_path / "scratch"))
     trained = trainer.train(request, ignore)
-    assert training.judge(trained, trainer.inspect_adapter(adapter, ignore)).status == "pass"
+    assert training.judge(trained, trainer.inspect_adapter(adapter, ignore), TrainingLimits()).status == "pass"
     assert trained.curve[-1].loss < 0.75 * trained.curve[0].loss
     assert trained.dtype == "bfloat16"
     model = Model(base, adapter, quantized=method == "qlora")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from checks import data, gguf_file, merge, quality, training
-from loragate.config import GgufLimits, MergeLimits, QualityLimits
+from loragate.config import GgufLimits, MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
 from loragate.verdicts import Verdict
@@ -97,7 +97,11 @@ GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=())
     [
         ({}, {}, set()),
         ({"resumed_from": 1}, {}, set()),
-        ({"curve": ()}, {}, {"loss_finite", "heldout_loss_finite"}),
+        ({"curve": ()}, {}, {"loss_finite", "heldout_loss_finite", "gradient_growth"}),
+        ({"curve": (CURVE[0], replace(CURVE[1], grad_norm=1000.0))}, {}, set()),
+        ({"curve": (CURVE[0], replace(CURVE[1], grad_norm=1001.0))}, {}, {"gradient_growth"}),
+        ({"curve": (replace(CURVE[0], grad_norm=0.0), CURVE[1])}, {}, {"gradient_growth"}),
+        ({"curve": (replace(CURVE[0], grad_norm=INF), CURVE[1])}, {}, {"loss_finite"}),
         ({"curve": CURVE[:1]}, {}, {"heldout_loss_finite"}),
         ({"curve": (replace(CURVE[0], loss=NAN), CURVE[1])}, {}, {"loss_finite"}),
         ({"curve": (replace(CURVE[0], loss=INF), CURVE[1])}, {}, {"loss_finite"}),
@@ -121,7 +125,8 @@ GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=())
     ],
 )
 def test_training_gate_refuses(trained: dict[str, Any], adapter: dict[str, Any], rules: set[str]) -> None:
-    assert refusing(training.judge(replace(GOOD_TRAINED, **trained), replace(GOOD_ADAPTER, **adapter))) == rules
+    found = training.judge(replace(GOOD_TRAINED, **trained), replace(GOOD_ADAPTER, **adapter), TrainingLimits())
+    assert refusing(found) == rules
 
 
 FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)

@@ -20,7 +20,7 @@ SETUP_FILES := requirements.lock pyproject.toml deployments/build_llama.py
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
 
-setup: ## make .venv with every pinned package and the llama.cpp runtime (5 to 10 minutes, 2 cores)
+setup: ## make .venv with every pinned package and the llama.cpp runtime (3 to 10 minutes, 2 cores)
 	@$(MAKE) -s --no-print-directory -j2 .venv/.ready
 
 demo: setup .venv/.model ## train, judge and release a small model on this machine, into .demo/

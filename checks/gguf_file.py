@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from checks.quality import perplexity_ratio, stop_share
-from loragate.config import GgufLimits
+from loragate.limits import GgufLimits
 from loragate.perplexity import Nll, ratio, total
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import Base, GgufEvidence

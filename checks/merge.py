@@ -1,6 +1,6 @@
 """The merge gate: whether the merged weights are what was trained, and nothing else."""
 
-from loragate.config import MergeLimits
+from loragate.limits import MergeLimits
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, none_of
 from loragate.work import MergeEvidence
 

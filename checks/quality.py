@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loragate.config import QualityLimits
+from loragate.limits import QualityLimits
 from loragate.perplexity import Nll, ratio
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
 from loragate.work import Answer

@@ -2,7 +2,7 @@
 
 import math
 
-from loragate.config import TrainingLimits
+from loragate.limits import TrainingLimits
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import AdapterEvidence, Trained
 

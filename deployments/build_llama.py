@@ -3,7 +3,8 @@
 The package index has llama-cpp-python only as source, and its own build compiles more than twice
 the objects that a text model needs. This script takes the same sdist, compiles just the `llama`
 library, packs it with the bindings into one wheel, and keeps the HF-to-GGUF converter that matches
-the runtime. Run by the interpreter of the environment that it fills:
+the runtime, and the chat templates of many models, which tests render rows with. Run by the
+interpreter of the environment that it fills:
 
     .venv/bin/python deployments/build_llama.py             # everything
     .venv/bin/python deployments/build_llama.py --compile   # all but the installation
@@ -38,6 +39,7 @@ WORK = HOME / "llama.cpp.building"
 VENDOR = "vendor/llama.cpp"
 BINDINGS = ("llama_cpp", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE.md")
 CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "conversion", "gguf-py")
+TEMPLATES = "models/templates"
 LIBRARY = ("CMakeLists.txt", "cmake", "ggml", "include", "licenses", "src", "vendor")
 
 # ggml does the arithmetic and keeps its full optimisation; llama.cpp's own sources only build
@@ -138,7 +140,7 @@ def unpack(sdist: Path) -> Path:
     """Unpack the parts of the sdist that the build and the converter need."""
     top = SDIST.removesuffix(".tar.gz")
     keep = [f"{top}/{name}" for name in BINDINGS]
-    keep += [f"{top}/{VENDOR}/{name}" for name in (*LIBRARY, *CONVERTER)]
+    keep += [f"{top}/{VENDOR}/{name}" for name in (*LIBRARY, *CONVERTER, TEMPLATES)]
     with tarfile.open(sdist, "r|gz") as archive:
         if hasattr(tarfile, "data_filter"):
             archive.extraction_filter = tarfile.data_filter
@@ -179,7 +181,8 @@ def build_wheel(source: Path, libraries: list[Path], into: Path) -> None:
 def pin() -> dict[str, str]:
     """Return what decides whether an earlier build may be kept."""
     flags = hashlib.sha256(repr((CMAKE_FLAGS, GGML_OPTIONS, SHARED_HEADERS)).encode()).hexdigest()
-    return {"sdist": SDIST, "version": VERSION, "sha256": SHA256, "build_flags": flags}
+    kept = ", ".join((*CONVERTER, TEMPLATES))
+    return {"sdist": SDIST, "version": VERSION, "sha256": SHA256, "build_flags": flags, "kept": kept}
 
 
 def is_built() -> bool:
@@ -210,6 +213,7 @@ def build() -> None:
     build_wheel(source, compile_library(source), stage)
     for name in CONVERTER:
         shutil.move(source / VENDOR / name, stage / name)
+    shutil.move(source / VENDOR / TEMPLATES, stage / "templates")
     record = {**pin(), "converter_sha256": digest_of_tree(stage)}
     (stage / "source.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(FINAL, ignore_errors=True)

@@ -215,17 +215,14 @@ def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: b
     """Refuse a wrong run file at once, and set up the environment for what follows."""
     from loragate import narration
     from loragate.config import find_base, load
+    from loragate.files import data_files
     from loragate.home import find_home
     from loragate.orchestrator import prepare_environment
-    from loragate.rows import find_files
 
     narration.quiet = quiet
     run = load(config, overrides)
     find_base(run)
-    data = run.config.data
-    find_files(run, "data.train", data.train)
-    if isinstance(data.heldout, tuple):
-        find_files(run, "data.heldout", data.heldout)
+    data_files(run)
     place = find_home(home, run)
     prepare_environment(place, verbose=verbose)
     return place

@@ -9,34 +9,35 @@ import json
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from loragate.errors import BaseModelError, ConfigError
+from loragate.limits import Gates, Positive, Section, Share
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
 Quantization = Literal["f16", "q8_0", "q4_k_m"]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, no unknown keys, no silent conversion."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+Column = Literal[
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "question",
+    "answer",
+    "system",
+    "history",
+    "tools",
+    "text",
+]
 
 
 class BaseModelSource(Section):
@@ -54,11 +55,16 @@ class Data(Section):
     """The rows to learn from and the rows that are held out to judge by."""
 
     train: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Files or globs: .json .jsonl .csv .parquet; paths are relative to this file."""
+    """Files, globs or folders: .json .jsonl .csv .tsv (also .gz, .zst) .parquet .arrow; relative to this file."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] = 0.1
-    """Share of rows held out by the hash of their question (stable across retrains), or files of their own."""
-    format: Literal["auto", "alpaca", "prompt_completion", "messages"] = "auto"
-    """Row format: alpaca (instruction/input/output), prompt/completion, messages; auto looks at the keys."""
+    """Share of rows held out by the hash of their question (stable across retrains), or files of their own; a folder
+    with a split valid, validation or test is held out by that split where this is not set."""
+    format: Literal[
+        "auto", "messages", "sharegpt", "conversations", "alpaca", "prompt_completion", "question_answer", "text"
+    ] = "auto"
+    """Row format; auto looks at the keys of each file's first row."""
+    columns: Mapping[Column, Annotated[str, Field(min_length=1)]] = {}
+    """Names of your columns by the names that formats know, e.g. {prompt: title, completion: body}."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
     """Longest training row in tokens; what is longer is cut at the end, and the data gate says what that loses."""
 
@@ -98,88 +104,6 @@ class Train(Section):
     """Number format of weights and arithmetic; auto: bfloat16 where the hardware multiplies it fast, else float32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random: adapter start, row order, dropout."""
-
-
-class DataLimits(Section):
-    """Limits of the data gate. Source: FIELD data-failure list, e.g. trl#1623 (lost stop tokens), trl#6668."""
-
-    min_train_rows: Positive = 2
-    """Fewest training rows."""
-    min_heldout_rows: Positive = 2
-    """Fewest held-out rows; fewer say nothing about the model."""
-    min_answer_chars: Positive = 1
-    """Shortest answer in characters, white space not counted."""
-    max_truncated_share: Share = 0.0
-    """Share of rows that may be cut at data.max_tokens while their answers' stop tokens survive."""
-    max_duplicate_share: Share = 0.05
-    """Share of training rows that may be exact copies of an earlier one (own choice: some repetition is usual)."""
-    max_leaked_share: Share = 0.0
-    """Share of held-out rows whose question may also stand in the training rows."""
-
-
-class TrainingLimits(Section):
-    """Limits of the training gate."""
-
-    max_gradient_growth: Annotated[float, Field(ge=1)] = 1000.0
-    """Largest gradient norm before clipping / the first step's norm. Own measurement: sound trainings stay below 50;
-    a learning rate that breaks the model passes 1e8, and may do so with a loss that looks harmless."""
-
-
-class QualityLimits(Section):
-    """Limits of the quality gate: the tuned model against the base on the held-out rows."""
-
-    max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Tuned perplexity / baseline perplexity must not exceed this (1.0: the fine-tune must not make it worse)."""
-    num_samples: Positive = 8
-    """Held-out questions answered greedily before and after, for the report and the stop share."""
-    sample_tokens: Positive = 128
-    """Longest sampled answer in tokens."""
-    min_stop_share: Share = 0.75
-    """Share of sampled answers that must end with a stop token within sample_tokens."""
-
-
-class MergeLimits(Section):
-    """Limits of the merge gate: merged weights against base + adapter on the same tokens."""
-
-    max_kl_float32: Annotated[float, Field(gt=0)] = 1e-5
-    """Mean KL divergence in nats, adapter || merged, when weights are float32."""
-    max_kl_bfloat16: Annotated[float, Field(gt=0)] = 5e-3
-    """The same when weights are bfloat16, whose 8-bit mantissa rounds the merged delta."""
-    min_kl_from_base: Annotated[float, Field(gt=0)] = 1e-4
-    """Mean KL divergence in nats, merged || base, below which the merge changed nothing."""
-
-
-class GgufLimits(Section):
-    """Limits of the GGUF gate: the exported file in llama.cpp against the merged model, same tokens."""
-
-    max_perplexity_ratio_f16: Annotated[float, Field(gt=0)] = 1.01
-    """GGUF perplexity / merged perplexity for f16."""
-    max_perplexity_ratio_q8_0: Annotated[float, Field(gt=0)] = 1.02
-    """The same for q8_0."""
-    max_perplexity_ratio_q4_k_m: Annotated[float, Field(gt=0)] = 1.15
-    """The same for q4_k_m; small models lose more than large ones."""
-    min_perplexity_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """A GGUF this much better than the merged model is not the same model."""
-    max_unequal_probe_share: Share = 0.1
-    """Share of deliberately odd texts (scripts, emoji, fractions) that llama.cpp may tokenise otherwise; the texts of
-    held-out rows may never differ (llama.cpp#9927, #27277)."""
-    min_stop_share: Share = 0.75
-    """Share of sampled answers that llama.cpp must end with a stop token."""
-
-
-class Gates(Section):
-    """Every limit that decides about a release."""
-
-    data: DataLimits = DataLimits()
-    """Limits of the data gate."""
-    training: TrainingLimits = TrainingLimits()
-    """Limits of the training gate."""
-    quality: QualityLimits = QualityLimits()
-    """Limits of the quality gate."""
-    merge: MergeLimits = MergeLimits()
-    """Limits of the merge gate."""
-    gguf: GgufLimits = GgufLimits()
-    """Limits of the GGUF gate."""
 
 
 class Export(Section):

@@ -88,7 +88,8 @@ def _ending(record: AttemptRecord) -> list[str]:
 
 
 def _gate(verdict: Verdict) -> str:
-    failed = [f"\n    {f.rule}: {f.detail}" for f in verdict.findings if not f.passed]
+    marks = {"refuse": "", "warn": "warning: "}
+    failed = [f"\n    {marks[f.severity]}{f.rule}: {f.detail}" for f in verdict.findings if not f.passed]
     return f"{verdict.gate + ' gate':<18} {MARK[verdict.status]}  ({len(verdict.findings)} rules)" + "".join(failed)
 
 

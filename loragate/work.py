@@ -6,10 +6,11 @@ Paths are absolute strings; a request says everything its engine needs, so an en
 from dataclasses import dataclass
 from typing import Literal
 
-from loragate.config import DataLimits, Train
+from loragate.config import Train
+from loragate.limits import DataLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
-from loragate.rows import Message
+from loragate.rows import Conversation
 
 Method = Literal["lora", "qlora"]
 
@@ -39,6 +40,7 @@ class Base:
         path: Folder that transformers loads.
         commit: Hub commit, empty for local models.
         stop_ids: Ids that end an answer: the tokenizer's and the generation config's end tokens.
+        end_id: The tokenizer's end token, which ends plain text.
         template: The chat template's source.
         vocabulary: Rows of the embedding.
         parameters: Number of parameters.
@@ -48,6 +50,7 @@ class Base:
     commit: str
     trust_remote_code: bool
     stop_ids: tuple[int, ...]
+    end_id: int
     template: str
     vocabulary: int
     parameters: int
@@ -59,11 +62,13 @@ class ReadRows:
 
     Attributes:
         heldout: Share of rows to hold out, or files of held-out rows.
+        columns: (our name, the files' name) of columns to rename.
     """
 
     train: tuple[str, ...]
     heldout: float | tuple[str, ...]
     format: str
+    columns: tuple[tuple[str, str], ...]
     folder: str
 
 
@@ -78,10 +83,29 @@ class RenderRows:
 
 
 @dataclass(frozen=True, slots=True)
+class FindNear:
+    """Find rows that say almost what an earlier training row says.
+
+    Attributes:
+        rows: Folder of rendered rows.
+        jaccard: Similarity from which on two rows are near.
+    """
+
+    rows: str
+    jaccard: float
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckFacts:
-    """Judge a facts table with Great Expectations."""
+    """Judge a facts table with Great Expectations.
+
+    Attributes:
+        near: File of near duplicates.
+    """
 
     facts: str
+    near: str
     limits: DataLimits
     folder: str
 
@@ -98,6 +122,7 @@ class RuleResult:
         examples: The first few as `file:row: what is wrong`.
         error: Why the expectation could not be evaluated, empty where it could.
         limit: The limit in words, where the rule has one.
+        severity: What breaking the rule means for the release.
     """
 
     rule: str
@@ -107,6 +132,7 @@ class RuleResult:
     examples: tuple[str, ...]
     error: str
     limit: str = ""
+    severity: Literal["refuse", "warn"] = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +163,7 @@ class MeasureModel:
 
     model: Model
     examples: str
-    questions: tuple[tuple[Message, ...], ...]
+    questions: tuple[Conversation, ...]
     answer_tokens: int
     forward_tokens: int
 
@@ -280,7 +306,7 @@ class ProbeGguf:
     gguf: str
     examples: str
     probes: str
-    questions: tuple[tuple[Message, ...], ...]
+    questions: tuple[Conversation, ...]
     answer_tokens: int
 
 

@@ -10,8 +10,9 @@ from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
 from loragate.config import plain
 from loragate.errors import GateRefusedError
 from loragate.record import Sample
+from loragate.refs import Ref
 from loragate.verdicts import Verdict
-from loragate.work import CheckFacts, GgufEvidence, MergeEvidence, RuleResult
+from loragate.work import CheckFacts, FindNear, GgufEvidence, MergeEvidence, RuleResult
 from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
@@ -66,16 +67,17 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
 
 def _expectations(attempt: Attempt, rows: Rows) -> tuple[RuleResult, ...]:
     limits = attempt.config.gates.data
+    near = _near(attempt, rows)
     steps = recipe(
         "facts",
-        {"rows": rows.digest},
+        {"rows": rows.digest, "near": near.digest},
         code=("loragate.engines.expectations",),
         libraries=("great_expectations", "pandas"),
         settings=plain(limits),
     )
 
     def make(folder: Path) -> object:
-        request = CheckFacts(rows.file("facts.jsonl"), limits, str(folder))
+        request = CheckFacts(rows.file("facts.jsonl"), f"{near.path}/near.jsonl", limits, str(folder))
         return attempt.call("loragate.engines.expectations:check_facts", request)
 
     stored, results = attempt.build(steps, tuple[RuleResult, ...], make)
@@ -83,10 +85,21 @@ def _expectations(attempt: Attempt, rows: Rows) -> tuple[RuleResult, ...]:
     return results
 
 
+def _near(attempt: Attempt, rows: Rows) -> Ref:
+    jaccard = attempt.config.gates.data.near_jaccard
+    code, libraries = ("loragate.engines.near_duplicates", "loragate.rows"), ("rensa",)
+    steps = recipe("near", {"rows": rows.digest}, code=code, libraries=libraries, settings={"jaccard": jaccard})
+    target = "loragate.engines.near_duplicates:find_near"
+    stored, _ = attempt.build(
+        steps, dict[str, int], lambda folder: attempt.call(target, FindNear(rows.folder, jaccard, str(folder)))
+    )
+    return stored.ref
+
+
 def _samples(baseline: Measurement, tuned: Measurement, rows: Rows) -> tuple[Sample, ...]:
     number = len(tuned.answers)
     asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
     return tuple(
-        Sample(question[-1].content, reference, before.text, after.text, before.stopped, after.stopped)
+        Sample(question.messages[-1].said, reference, before.text, after.text, before.stopped, after.stopped)
         for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
     )

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from loragate.attempt import Attempt, FetchedBase, Rows
-from loragate.rows import Message
+from loragate.rows import Conversation, from_fields
 from loragate.work import Model
 
 
@@ -21,20 +21,16 @@ def merged_model(attempt: Attempt, base: FetchedBase, folder: str) -> Model:
     return Model(replace(base.base, path=folder), dtype=attempt.config.train.dtype)
 
 
-def first_questions(rows: Rows, limit: int) -> tuple[tuple[Message, ...], ...]:
+def first_questions(rows: Rows, limit: int) -> tuple[Conversation, ...]:
     """What was asked before the first answer of the first held-out rows."""
-    with Path(rows.file("heldout.jsonl")).open(encoding="utf-8") as file:
-        conversations = [json.loads(line)["messages"] for line in islice(file, limit)]
-    return tuple(_question(messages) for messages in conversations)
+    return tuple(conversation.question for conversation in _first_heldout(rows, limit))
 
 
 def first_references(rows: Rows, limit: int) -> tuple[str, ...]:
     """The first answers of the same rows."""
+    return tuple(conversation.answer for conversation in _first_heldout(rows, limit))
+
+
+def _first_heldout(rows: Rows, limit: int) -> list[Conversation]:
     with Path(rows.file("heldout.jsonl")).open(encoding="utf-8") as file:
-        conversations = [json.loads(line)["messages"] for line in islice(file, limit)]
-    return tuple(messages[len(_question(messages))][1] for messages in conversations)
-
-
-def _question(messages: list[list[str]]) -> tuple[Message, ...]:
-    end = next(position for position, (role, _) in enumerate(messages) if role == "assistant")
-    return tuple(Message(role, content) for role, content in messages[:end])
+        return [from_fields(json.loads(line)) for line in islice(file, limit)]

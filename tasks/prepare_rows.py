@@ -5,8 +5,8 @@ from pathlib import Path
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe
+from loragate.files import data_files, short_names
 from loragate.refs import digest_file
-from loragate.rows import find_files, short_names
 from loragate.work import ReadRows, RenderRows
 from tasks.policies import STEP
 
@@ -24,8 +24,9 @@ def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
             "loragate.engines.language_model",
             "loragate.rendering",
             "loragate.rows",
+            "loragate.texts",
         ),
-        libraries=("transformers", "tokenizers"),
+        libraries=("transformers", "tokenizers", "detect-secrets"),
         settings={"max_tokens": data.max_tokens},
     )
 
@@ -39,24 +40,25 @@ def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
 
 
 def _read(attempt: Attempt) -> Rows:
-    data = attempt.config.data
-    train = find_files(attempt.run, "data.train", data.train)
-    share = data.heldout if isinstance(data.heldout, float) else None
-    held = () if isinstance(data.heldout, float) else find_files(attempt.run, "data.heldout", data.heldout)
-    names = short_names(train + held)
+    data, files = attempt.config.data, data_files(attempt.run)
+    names = short_names(files.all)
     digests = {name: digest_file(path) for path, name in names.items()}
     for name, digest in digests.items():
         attempt.note("input", f"data/{name}", digest)
+    held = [names[path] for path in files.heldout] if isinstance(files.heldout, tuple) else files.heldout
     steps = recipe(
         "rows",
         digests,
-        code=("loragate.engines.tables", "loragate.rows"),
+        code=("loragate.engines.tables", "loragate.files", "loragate.formats", "loragate.rows"),
         libraries=("pyarrow",),
-        settings={"format": data.format, "heldout": share or [names[path] for path in held]},
+        settings={"format": data.format, "columns": dict(data.columns), "heldout": held},
     )
 
     def make(folder: Path) -> object:
-        request = ReadRows(tuple(map(str, train)), share or tuple(map(str, held)), data.format, str(folder))
+        train = tuple(map(str, files.train))
+        heldout = tuple(map(str, files.heldout)) if isinstance(files.heldout, tuple) else files.heldout
+        columns = tuple(sorted(data.columns.items()))
+        request = ReadRows(train, heldout, data.format, columns, str(folder))
         return attempt.call("loragate.engines.tables:read_rows", request)
 
     stored, _ = attempt.build(steps, dict[str, int], make)

@@ -11,8 +11,9 @@ import jinja2
 
 from loragate.child import Progress, Report
 from loragate.engines.language_model import encoder_of, load_tokenizer, template_of
-from loragate.rendering import Encode, Example, Template, TemplateError, render
-from loragate.rows import Message, Row, read_canonical
+from loragate.rendering import Encode, Example, Template, TemplateError, render, render_text
+from loragate.rows import TEXT, Message, Row, as_fields, read_canonical
+from loragate.texts import CHECKS
 from loragate.work import RenderRows
 
 T = TypeVar("T")
@@ -21,6 +22,8 @@ PROBED_ROWS = 200
 """Held-out rows whose texts the GGUF gate tokenises again."""
 
 ROLES = ("system", "user", "assistant", "tool")
+RESULTS = ("tool", "tool")
+"""Results of several calls follow each other and count as one turn."""
 
 PROBES = (
     "Hello, world!",
@@ -56,6 +59,7 @@ class Facts:
         supervised: Supervised tokens after truncation.
         lost_stops: Assistant turns whose stop token is missing or not supervised after truncation.
         truncated: Whether tokens were cut off.
+        echoed, placeholder, control, secret, contact: What `loragate.texts` found, empty where nothing.
     """
 
     side: str
@@ -69,22 +73,29 @@ class Facts:
     supervised: int
     lost_stops: int
     truncated: bool
+    echoed: str
+    placeholder: str
+    control: str
+    secret: str
+    contact: str
 
 
 def render_rows(request: RenderRows, report: Report) -> dict[str, list[int]]:
     """Write rendered rows, the facts table and tokenizer probes; return the token lengths of the training rows."""
     tokenizer = load_tokenizer(request.base)
-    template, encode = template_of(tokenizer), encoder_of(tokenizer)
+    encode = encoder_of(tokenizer)
     folder, lengths = Path(request.folder), []
     with (folder / "facts.jsonl").open("w", encoding="utf-8") as facts_file:
         for side in ("train", "heldout"):
             rows = list(read_canonical(Path(request.rows) / f"{side}.jsonl"))
             with (folder / f"{side}.jsonl").open("w", encoding="utf-8") as file:
                 for row in _reported(rows, report, f"{side} rows"):
+                    template = template_of(tokenizer, row.conversation.tools)
                     example, facts = _examine(row, side, request, template, encode)
                     facts_file.write(json.dumps(asdict(facts)) + "\n")
                     if example is not None:
-                        file.write(json.dumps(asdict(example) | {"messages": _pairs(row.messages)}) + "\n")
+                        fields = asdict(example) | as_fields(row.conversation) | {"place": row.place}
+                        file.write(json.dumps(fields) + "\n")
                         lengths += [len(example.ids)] if side == "train" else []
     _write_probes(folder / "probes.jsonl", encode, request)
     return {"lengths": lengths}
@@ -97,16 +108,15 @@ def _reported(rows: Sequence[T], report: Report, unit: str) -> Iterator[T]:
             report(Progress(done, len(rows), unit))
 
 
-def _pairs(messages: Sequence[Message]) -> list[list[str]]:
-    return [[m.role, m.content] for m in messages]
-
-
 def _examine(
     row: Row, side: str, request: RenderRows, template: Template, encode: Encode
 ) -> tuple[Example | None, Facts]:
-    problem, roles = row.problem or "", "" if row.problem else _roles_problem(row.messages)
+    text, problem = row.conversation.text, row.problem or ""
+    roles = "" if problem or text is not None else _roles_problem(row.messages)
     example = None
-    if not problem and not roles:
+    if text is not None:
+        example = render_text(text, encode, end_id=request.base.end_id, max_tokens=request.max_tokens)
+    elif not problem and not roles:
         stop_ids = frozenset(request.base.stop_ids)
         try:
             example = render(row.messages, template, encode, stop_ids=stop_ids, max_tokens=request.max_tokens)
@@ -125,7 +135,7 @@ def _examine(
 
 
 def _facts(row: Row, side: str, problem: str, roles_problem: str, example: Example | None) -> Facts:
-    answers = [len(m.content.strip()) for m in row.messages if m.role == "assistant"]
+    answers = [len(m.said) for m in row.messages if m.role in ("assistant", TEXT) and m.taught]
     return Facts(
         side=side,
         place=row.place,
@@ -138,6 +148,7 @@ def _facts(row: Row, side: str, problem: str, roles_problem: str, example: Examp
         supervised=example.supervised if example else 0,
         lost_stops=example.turns - example.stopped_turns if example else 0,
         truncated=example.truncated if example else False,
+        **{name: check(row.conversation) for name, check in CHECKS.items()},
     )
 
 
@@ -149,7 +160,9 @@ def _roles_problem(messages: Sequence[Message]) -> str:
         return f"unknown role {unknown[0]!r}; known roles: {', '.join(ROLES)}"
     if "system" in roles[1:]:
         return "a system message stands after the first place"
-    turns = [role for role in roles if role != "system"]
+    turns = [
+        role for role, last in zip(roles, ["", *roles], strict=False) if role != "system" and (role, last) != RESULTS
+    ]
     for position, role in enumerate(turns):
         asks = role in ("user", "tool")
         if asks == bool(position % 2):

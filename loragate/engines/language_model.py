@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from loragate.child import Progress, Report
 from loragate.errors import BaseModelError
 from loragate.rendering import Example
-from loragate.rows import Message
+from loragate.rows import TEXT, Message
 from loragate.work import Base, FetchBase, Model
 
 transformers.logging.set_verbosity_error()
@@ -93,10 +93,17 @@ def _describe(folder: Path, commit: str, trust_remote_code: bool) -> Base:
         commit=commit,
         trust_remote_code=trust_remote_code,
         stop_ids=_stop_ids(folder, tokenizer),
+        end_id=_end_id(tokenizer),
         template=tokenizer.chat_template,
         vocabulary=model.get_input_embeddings().num_embeddings,
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _end_id(tokenizer: Any) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ValueError("its tokenizer names no end token, so nothing could teach it to stop")
+    return int(tokenizer.eos_token_id)
 
 
 def _stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
@@ -161,12 +168,15 @@ def with_adapter(weights: Any, model: Model) -> Any:
     return PeftModel.from_pretrained(weights, model.adapter).eval() if model.adapter else weights
 
 
-def template_of(tokenizer: Any) -> Callable[[Sequence[Message], bool], str]:
-    """The tokenizer's chat template as a function of messages and generation prompt."""
+def template_of(tokenizer: Any, tools: str = "") -> Callable[[Sequence[Message], bool], str]:
+    """The tokenizer's chat template, given tools as JSON, as a function of messages and generation prompt."""
+    offered = json.loads(tools) if tools else None
 
     def apply(messages: Sequence[Message], prompt: bool) -> str:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
+        if messages[0].role == TEXT:
+            return messages[0].content
+        turns = [message.for_template() for message in messages]
+        return str(tokenizer.apply_chat_template(turns, tools=offered, tokenize=False, add_generation_prompt=prompt))
 
     return apply
 

@@ -18,7 +18,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from loragate.child import Progress, Report, run_tool
 from loragate.errors import StepError
 from loragate.perplexity import Nll
-from loragate.rows import Message
+from loragate.rows import Conversation, from_fields
 from loragate.work import Answer, ExportGguf, GgufEvidence, ProbeGguf
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
@@ -82,7 +82,6 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
     probes = _read_lines(request.probes)
     unequal = [p for p in probes if _tokens(llm, p["text"]) != p["ids"]]
     template = llm.metadata.get("tokenizer.chat_template", "")
-    unequal_rows = [e["messages"][0][1] for e in examples if not _renders_equal(llm, template, e)]
     return GgufEvidence(
         rows=tuple(_score(llm, examples, report)),
         row_texts=sum(p["of_a_row"] for p in probes),
@@ -90,7 +89,7 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         probes=sum(not p["of_a_row"] for p in probes),
         unequal_probes=tuple(p["text"] for p in unequal if not p["of_a_row"]),
         template=template,
-        unequal_prompts=len(unequal_rows),
+        unequal_prompts=sum(not _renders_equal(llm, template, example) for example in examples),
         vocabulary=llm.n_vocab(),
         stop_id=llm.token_eos(),
         answers=tuple(_answers(llm, request, report)),
@@ -108,9 +107,10 @@ def _tokens(llm: llama_cpp.Llama, text: str) -> list[int]:
 
 def _renders_equal(llm: llama_cpp.Llama, template: str, example: dict[str, Any]) -> bool:
     """Whether the file's own template and vocabulary turn a row's question into the ids that training used."""
-    turns: Any = [{"role": role, "content": content} for role, content in example["messages"]]
-    first_answer = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-    prompt = _tokens(llm, _formatter(llm, template)(messages=turns[:first_answer]).prompt)
+    conversation = from_fields(example)
+    turns, tools = _asked(conversation.question)
+    asked = _formatter(llm, template)(messages=turns, tools=tools).prompt if conversation.text is None else None
+    prompt = _tokens(llm, asked or conversation.text or "")
     return prompt[: len(example["ids"])] == example["ids"][: len(prompt)]
 
 
@@ -181,9 +181,20 @@ def _answers(llm: llama_cpp.Llama, request: ProbeGguf, report: Report) -> Iterat
         report(Progress(done, len(request.questions), "answers"))
 
 
-def _answer(llm: llama_cpp.Llama, question: Sequence[Message], answer_tokens: int) -> Answer:
-    """Ask through the file's own chat template, greedily."""
-    turns: Any = [{"role": m.role, "content": m.content} for m in question]
-    reply: Any = llm.create_chat_completion(turns, temperature=0.0, max_tokens=answer_tokens)
-    choice = reply["choices"][0]
-    return Answer((choice["message"]["content"] or "").strip(), choice["finish_reason"] == "stop")
+def _asked(question: Conversation) -> tuple[Any, Any]:
+    """Turns and tools as the chat template takes them."""
+    turns = [message.for_template() for message in question.messages]
+    return turns, json.loads(question.tools) if question.tools else None
+
+
+def _answer(llm: llama_cpp.Llama, question: Conversation, answer_tokens: int) -> Answer:
+    """Ask through the file's own chat template, or go on with plain text; greedily."""
+    reply: Any
+    if question.text is not None:
+        reply = llm.create_completion(question.text, temperature=0.0, max_tokens=answer_tokens)
+        said = reply["choices"][0]["text"]
+    else:
+        turns, tools = _asked(question)
+        reply = llm.create_chat_completion(turns, tools=tools, temperature=0.0, max_tokens=answer_tokens)
+        said = reply["choices"][0]["message"]["content"]
+    return Answer((said or "").strip(), reply["choices"][0]["finish_reason"] == "stop")

@@ -59,7 +59,7 @@ def _answers(model: Any, request: MeasureModel, report: Report) -> Iterator[Answ
     tokenizer = load_tokenizer(request.model.base)
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    prompts = [template_of(tokenizer)(question, True) for question in request.questions]
+    prompts = [template_of(tokenizer, asked.tools)(asked.messages, True) for asked in request.questions]
     for start in range(0, len(prompts), ANSWERS_AT_ONCE):
         yield from _answer_batch(model, tokenizer, prompts[start : start + ANSWERS_AT_ONCE], request)
         report(Progress(min(start + ANSWERS_AT_ONCE, len(prompts)), len(prompts), "answers"))

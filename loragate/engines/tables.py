@@ -1,14 +1,18 @@
-"""Data files into canonical rows on disk (pyarrow reads the .parquet ones)."""
+"""Data files into canonical rows on disk (pyarrow reads tables, and unpacks zstd)."""
 
-import json
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
-import pyarrow.parquet
+import pyarrow as pa
+from pyarrow import ipc, parquet
 
 from loragate.child import Progress, Report
 from loragate.errors import DataFileError
-from loragate.rows import Raw, Row, read_file, short_names, split
+from loragate.files import Foreign, Reading, read_file, short_names
+from loragate.formats import Raw
+from loragate.rows import Row, canonical_line, split
 from loragate.work import ReadRows
 
 
@@ -20,8 +24,9 @@ def read_rows(request: ReadRows, report: Report) -> dict[str, int]:
     files = request.train + (request.heldout if isinstance(request.heldout, tuple) else ())
     rows: dict[str, list[Row]] = {}
     names = short_names([Path(file) for file in files])
+    reading = Reading(Foreign(_table_rows, _unpacked), request.format, dict(request.columns))
     for done, file in enumerate(files, start=1):
-        rows[file] = list(read_file(Path(file), names[Path(file)], request.format, _parquet_rows))
+        rows[file] = list(read_file(Path(file), names[Path(file)], reading))
         report(Progress(done, len(files), "files"))
     train = [row for file in request.train for row in rows[file]]
     if isinstance(request.heldout, tuple):
@@ -34,21 +39,30 @@ def read_rows(request: ReadRows, report: Report) -> dict[str, int]:
     }
 
 
-def _parquet_rows(path: Path) -> Iterator[Raw]:
+def _table_rows(path: Path) -> Iterator[Raw]:
+    """Read rows in batches, so that a large table never stands in memory whole."""
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        for batch in file.iter_batches():
+        for batch in _batches(path):
+            batch.validate(full=True)  # a damaged table otherwise ends the process, or is read as something else
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataFileError(f"{path}: not a readable .parquet file: {error}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataFileError(f"{path}: not a readable {path.suffix} file: {error}") from None
 
 
-def _write(path: Path, rows: Iterable[Row]) -> int:
-    count = 0
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    if path.suffix.lower() == ".parquet":
+        yield from parquet.ParquetFile(path).iter_batches()
+        return
+    with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
+        yield from stream
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    return cast(BinaryIO, io.BufferedReader(stream))
+
+
+def _write(path: Path, rows: Sequence[Row]) -> int:
     with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            messages = [[m.role, m.content] for m in row.messages]
-            fields = {"file": row.file, "number": row.number, "messages": messages, "problem": row.problem}
-            file.write(json.dumps(fields) + "\n")
-            count += 1
-    return count
+        file.writelines(map(canonical_line, rows))
+    return len(rows)

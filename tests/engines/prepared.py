@@ -45,7 +45,7 @@ def render_files(base: Base, folder: Path, train: Path, heldout: Path, max_token
     canonical, rendered = folder / "canonical", folder / "rendered"
     canonical.mkdir(parents=True)
     rendered.mkdir()
-    tables.read_rows(ReadRows((str(train),), (str(heldout),), "auto", str(canonical)), ignore)
+    tables.read_rows(ReadRows((str(train),), (str(heldout),), "auto", (), str(canonical)), ignore)
     examples.render_rows(RenderRows(base, str(canonical), max_tokens, str(rendered)), ignore)
     return rendered
 

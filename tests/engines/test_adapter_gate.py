@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from checks import training as gate
 from loragate.child import ignore
-from loragate.config import Train, TrainingLimits
+from loragate.config import Train
 from loragate.engines.training import inspect_adapter
+from loragate.limits import TrainingLimits
 
 Tensors = dict[str, torch.Tensor]
 SETTINGS = Train(r=4, learning_rate=5e-3, epochs=1, batch_size=4, dtype="float32")

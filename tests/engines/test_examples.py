@@ -24,6 +24,7 @@ CONVERSATIONS = {
     "system first": ["system: Be brief.", "user: Why?", "assistant: Because."],
     "three turns": ["user: a", "assistant: b", "user: c", "assistant: d", "user: e", "assistant: f"],
     "a tool's result": ["user: 2+2?", "assistant: call add", "tool: 4", "assistant: It is 4."],
+    "two tools' results": ["user: 2+2, 1+1?", "assistant: call", "tool: 4", "tool: 2", "assistant: 4 and 2."],
     "many scripts": ["user: Größe? 中文 🌈", "assistant: Привет,  мир!\n\n- ① ½\n"],
     "a stop token inside": [f"user: say {STOP}", f"assistant: here: {STOP} and on"],
 }
@@ -164,7 +165,7 @@ def test_facts_name_a_row_whose_roles_are_out_of_order(base: Base, tmp_path: Pat
 
 def test_facts_name_a_row_without_an_answer(base: Base, tmp_path: Path) -> None:
     found = fact(base, tmp_path, [*pairs(1), {"prompt": "And this?"}])
-    assert found["problem"] == 'not a prompt_completion row: "completion" is missing; it must be a text'
+    assert found["problem"] == 'not a row of format prompt_completion: "completion" is missing; it must be a text'
     assert (found["place"], found["answer_chars"], found["tokens"]) == ("train.jsonl:2", 0, 0)
 
 

@@ -9,12 +9,14 @@ from prepared import Raw, describe, pairs, read, render, write
 
 from checks import data
 from loragate.child import ignore
-from loragate.config import DataLimits
+from loragate.engines import near_duplicates
 from loragate.engines.expectations import check_facts
+from loragate.limits import DataLimits
 from loragate.verdicts import Verdict
-from loragate.work import Base, CheckFacts
+from loragate.work import Base, CheckFacts, FindNear
 
 LIMITS = DataLimits()
+STRICT = DataLimits(max_near_duplicate_share=0.0, max_near_leaked_share=0.0, max_echoed_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +25,17 @@ def base(tiny_model: Path) -> Base:
 
 
 def verdict(facts: Path, folder: Path, limits: DataLimits = LIMITS) -> Verdict:
+    """Judge facts; near duplicates are looked for where the rendered rows lie beside them."""
     folder.mkdir()
-    return data.judge(check_facts(CheckFacts(str(facts), limits, str(folder)), ignore))
+    (folder / "near.jsonl").touch()
+    if facts.parent.name == "rendered":
+        near_duplicates.find_near(FindNear(str(facts.parent), limits.near_jaccard, str(folder)), ignore)
+    request = CheckFacts(str(facts), str(folder / "near.jsonl"), limits, str(folder))
+    return data.judge(check_facts(request, ignore))
 
 
 def refused(found: Verdict) -> dict[str, str]:
-    """The rules that refuse, with what they say."""
+    """The rules that do not hold, with what they say."""
     return {finding.rule: finding.detail for finding in found.findings if not finding.passed}
 
 
@@ -57,7 +64,7 @@ def test_results_and_data_docs_are_left_as_evidence(clean: Path, tmp_path: Path)
     for side in ("train", "heldout"):
         results = json.loads((tmp_path / "gx" / f"results_{side}.json").read_text(encoding="utf-8"))
         assert results["success"] is True
-        assert results["statistics"]["evaluated_expectations"] == 18
+        assert results["statistics"]["evaluated_expectations"] == {"train": 16, "heldout": 15}[side]
     docs = tmp_path / "gx" / "gx" / "uncommitted" / "data_docs" / "local_site"
     assert (docs / "index.html").is_file()
     assert len(list((docs / "validations").rglob("*.html"))) == 2
@@ -90,6 +97,48 @@ def copies(train: list[Raw], heldout: list[Raw]) -> None:
     train[2] = train[1]
 
 
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+
+
+def near_copies(train: list[Raw], heldout: list[Raw]) -> None:
+    train[1] = chat(("user", LONG), ("assistant", "eighteen nineteen"))
+    train[2] = chat(("user", LONG), ("assistant", "eighteen nineteen twenty twentyone"))
+    train[2]["messages"][0]["content"] = f"zero {LONG}"
+
+
+def near_leak(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2] = chat(("user", LONG), ("assistant", "eighteen nineteen"))
+    heldout[1] = chat(("user", f"zero {LONG}"), ("assistant", "eighteen nineteen"))
+
+
+def two_answers(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2]["messages"][0]["content"] = train[0]["messages"][0]["content"]
+
+
+def echo(train: list[Raw], heldout: list[Raw]) -> None:
+    train[2] = chat(("user", "What is this thing?"), ("assistant", " What is this Thing?"))
+
+
+def answered(row: Raw, answer: str) -> None:
+    row["messages"][1]["content"] = answer
+
+
+def blank(train: list[Raw], heldout: list[Raw]) -> None:
+    answered(train[2], "Best regards, [Your Name]")
+
+
+def control(train: list[Raw], heldout: list[Raw]) -> None:
+    answered(heldout[1], "It is a caf\ufffd.")
+
+
+def secret(train: list[Raw], heldout: list[Raw]) -> None:
+    answered(train[2], f"Take ghp_{'a1B2' * 9}.")
+
+
+def email(train: list[Raw], heldout: list[Raw]) -> None:
+    answered(train[2], "Write to ann@mail.org, not to ann@example.com.")
+
+
 def leak(train: list[Raw], heldout: list[Raw]) -> None:
     heldout[1] = chat(("user", train[2]["messages"][0]["content"]), ("assistant", "Another answer."))
 
@@ -120,10 +169,26 @@ DEFECTS: dict[str, tuple[Plant, dict[str, str]]] = {
     "no content": (
         no_content,
         {
-            "train.format": 'train.jsonl:3: not a messages row: message 2: "content" is missing; it must be a text',
+            "train.format": (
+                'train.jsonl:3: not a row of format messages: message 2: "content" is missing; it must be a text'
+            )
         },
     ),
-    "copies": (copies, {"train.no_duplicates": "train.jsonl:3"}),
+    "copies": (
+        copies,
+        {
+            "train.no_duplicates": "train.jsonl:3",
+            "train.no_near_duplicates": "train.jsonl:3: near train.jsonl:2, Jaccard 1.0",
+        },
+    ),
+    "near copies": (near_copies, {"train.no_near_duplicates": "train.jsonl:3: near train.jsonl:2, Jaccard 0.85"}),
+    "near leak": (near_leak, {"heldout.not_near_training_rows": "heldout.jsonl:2: near train.jsonl:3, Jaccard 0.9"}),
+    "two answers": (two_answers, {"train.one_answer_per_question": "train.jsonl:1; train.jsonl:3"}),
+    "echo": (echo, {"train.answer_not_question": "train.jsonl:3: What is this Thing?"}),
+    "blank": (blank, {"train.no_placeholders": "train.jsonl:3: [Your Name]"}),
+    "control character": (control, {"heldout.no_control_characters": "heldout.jsonl:2: U+FFFD"}),
+    "secret": (secret, {"train.no_secrets": "train.jsonl:3: GitHub Token"}),
+    "e-mail": (email, {"train.no_contacts": "train.jsonl:3: ann@mail.org"}),
     "leak": (leak, {"heldout.not_in_training_rows": "heldout.jsonl:2"}),
     "long answer": (
         long_answer,
@@ -140,16 +205,27 @@ DEFECTS: dict[str, tuple[Plant, dict[str, str]]] = {
 }
 
 
+WARNINGS = {"no_near_duplicates", "one_answer_per_question", "no_placeholders", "no_contacts"}
+
+
 @pytest.mark.parametrize(("plant", "expected"), DEFECTS.values(), ids=DEFECTS)
 def test_a_planted_defect_is_refused_by_its_rules_with_its_place(
     base: Base, tmp_path: Path, plant: Plant, expected: dict[str, str]
 ) -> None:
     train, heldout = chats(8), chats(4, start=100)
     plant(train, heldout)
-    found = refused(verdict(render(base, tmp_path, train, heldout) / "facts.jsonl", tmp_path / "gx"))
+    judged = verdict(render(base, tmp_path, train, heldout) / "facts.jsonl", tmp_path / "gx", STRICT)
+    found = refused(judged)
     assert found.keys() == expected.keys()
     for rule, place in expected.items():
-        assert found[rule].endswith(place), found[rule]
+        assert place in found[rule], found[rule]
+    warned = {rule for rule in expected if rule.partition(".")[2] in WARNINGS}
+    assert judged.status == ("warn" if warned == expected.keys() else "fail")
+    rejects = read(tmp_path / "gx" / "rejects.jsonl")
+    assert {(r["rule"], r["severity"]) for r in rejects} == {
+        (rule.partition(".")[2], "warn" if rule in warned else "refuse") for rule in expected
+    }
+    assert all(r["place"] in detail for r in rejects for rule, detail in found.items() if rule.endswith(r["rule"]))
 
 
 def test_small_max_tokens_loses_stop_tokens_and_names_the_first_rows(base: Base, tmp_path: Path) -> None:
@@ -177,7 +253,8 @@ def test_copies_within_their_share_pass(base: Base, tmp_path: Path) -> None:
     train = chats(8)
     copies(train, [])
     facts = render(base, tmp_path, train, chats(4, start=100)) / "facts.jsonl"
-    assert not refused(verdict(facts, tmp_path / "gx", DataLimits(max_duplicate_share=0.2)))
+    lenient = DataLimits(max_duplicate_share=0.2, max_near_duplicate_share=0.2)
+    assert not refused(verdict(facts, tmp_path / "gx", lenient))
 
 
 def test_examples_are_capped_and_the_rest_is_counted(base: Base, tmp_path: Path) -> None:
@@ -205,10 +282,12 @@ def test_an_unknown_fact_is_refused(clean: Path, tmp_path: Path, column: str) ->
     facts = read(clean)
     facts[3][column] = None
     found = refused(verdict(write(tmp_path / "facts.jsonl", facts), tmp_path / "gx"))
-    assert f"train.{column}_known" in found["facts_complete"]
+    assert found.keys() >= {"facts_complete"}
+    assert found["facts_complete"].endswith(f"train.facts_known: train.jsonl:4: {column}")
 
 
 def test_a_column_of_unknown_facts_is_refused(clean: Path, tmp_path: Path) -> None:
     facts = [fact | {"answer_chars": None} for fact in read(clean)]
     found = refused(verdict(write(tmp_path / "facts.jsonl", facts), tmp_path / "gx"))
-    assert "train.answer_chars_known, heldout.answer_chars_known" in found["facts_complete"]
+    assert "train.facts_known: train.jsonl:1: answer_chars" in found["facts_complete"]
+    assert "heldout.facts_known: heldout.jsonl:1: answer_chars" in found["facts_complete"]

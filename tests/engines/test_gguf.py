@@ -12,17 +12,19 @@ from prepared import describe, pairs, render
 
 from checks import gguf_file as gate
 from loragate import child
-from loragate.config import GgufLimits
 from loragate.engines.language_model import by_length, load_weights, read_examples, token_nats
 from loragate.engines.scoring import score
 from loragate.errors import StepError
+from loragate.limits import GgufLimits
 from loragate.perplexity import Nll, total
-from loragate.rows import Message
+from loragate.rows import Conversation, Message
 from loragate.verdicts import Verdict
 from loragate.work import Base, ExportGguf, GgufEvidence, Model, ProbeGguf
 
 QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
-QUESTIONS = ((Message("user", "What is thing 3?"),), (Message("user", "What is thing 4 of the many?"),))
+QUESTIONS = tuple(
+    Conversation((Message("user", question),)) for question in ("What is thing 3?", "What is thing 4 of the many?")
+)
 LIMITS = GgufLimits(min_stop_share=1.0)
 
 

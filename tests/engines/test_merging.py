@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from checks import merge as gate
 from loragate.child import ignore
-from loragate.config import MergeLimits, Train
+from loragate.config import Train
 from loragate.engines.merging import compare, merge
+from loragate.limits import MergeLimits
 from loragate.verdicts import Verdict
 from loragate.work import Base, CompareMerged, MergeAdapter, MergeEvidence, Model
 

@@ -25,7 +25,7 @@ from loragate.engines.language_model import by_length, load_weights, padded, rea
 from loragate.engines.scoring import measure, score
 from loragate.perplexity import Nll
 from loragate.rendering import Example
-from loragate.rows import Message
+from loragate.rows import Conversation, Message
 from loragate.work import Base, MeasureModel, Model
 
 SIZES: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_sums_hold_for_models_that_change_their_logits_after_the_head(make: Any)
 
 
 def asked(base: Base, rows: Path, questions: tuple[str, ...], stop_ids: tuple[int, ...]) -> MeasureModel:
-    conversations = tuple((Message("user", question),) for question in questions)
+    conversations = tuple(Conversation((Message("user", question),)) for question in questions)
     model = Model(Base(**{f: getattr(base, f) for f in base.__slots__} | {"stop_ids": stop_ids}), dtype="float32")
     return MeasureModel(model, str(rows), conversations, 6, 1000)
 

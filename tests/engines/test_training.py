@@ -14,12 +14,13 @@ from checks import merge as merge_gate
 from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
-from loragate.config import MergeLimits, QualityLimits, Train, TrainingLimits
+from loragate.config import Train
 from loragate.engines import training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
 from loragate.engines.merging import compare, merge
 from loragate.engines.scoring import score
 from loragate.errors import ConfigError
+from loragate.limits import MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll, total
 from loragate.work import Answer, Base, CompareMerged, MergeAdapter, Model
 

@@ -11,10 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from checks import merge, training
 from loragate.child import ignore
-from loragate.config import MergeLimits, Train, TrainingLimits
+from loragate.config import Train
 from loragate.engines import merging, scoring
 from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
+from loragate.limits import MergeLimits, TrainingLimits
 from loragate.perplexity import total
 from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, TrainAdapter
 
@@ -42,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)  # noqa: S106
-    return Base(str(folder), "", False, (1,), "", VOCABULARY, 0)
+    return Base(str(folder), "", False, (1,), 1, "", VOCABULARY, 0)
 
 
 @pytest.fixture(scope="module")

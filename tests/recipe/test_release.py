@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from commands import Done, free_port, loragate, program, serving, write_run
+from conftest import pairs, write_jsonl
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
@@ -202,6 +203,21 @@ def test_release_goes_to_the_mlflow_server_that_the_environment_names(released: 
     version = client.get_model_version_by_alias("far", "champion")
     assert (version.run_id, version.tags["loragate.digest"]) == (run.info.run_id, done.json["digest"])
     assert released.client.get_experiment_by_name("far") is None
+
+
+def test_plain_text_in_an_mlx_lm_folder_walks_the_whole_road(released: Released, tmp_path: Path) -> None:
+    texts = [f"Q: {row['prompt']}\nA: {row['completion']}" for row in pairs(36)]
+    (tmp_path / "rows").mkdir()
+    write_jsonl(tmp_path / "rows" / "train.jsonl", [{"text": text} for text in texts[:24]])
+    write_jsonl(tmp_path / "rows" / "valid.jsonl", [{"text": text} for text in texts[24:]])
+    run = json.loads((released.folder / "run.yaml").read_text(encoding="utf-8"))
+    run |= {"model": "text", "home": str(released.home), "data": {"train": ["rows"], "max_tokens": 96}}
+    run["export"] = {"gguf": ["f16"]}
+    (tmp_path / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
+    done = loragate("release", "run.yaml", "--json", cwd=tmp_path)
+    assert done.code == 0, done.said
+    assert done.json["metrics"]["tuned_ppl"] < done.json["metrics"]["baseline_ppl"]
+    assert done.json["metrics"]["gguf_f16_ppl"] == pytest.approx(done.json["metrics"]["tuned_ppl"], rel=0.01)
 
 
 def test_journal_on_disk_and_in_mlflow_are_one(released: Released, tmp_path: Path) -> None:

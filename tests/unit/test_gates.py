@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from checks import data, gguf_file, merge, quality, training
-from loragate.config import GgufLimits, MergeLimits, QualityLimits, TrainingLimits
+from loragate.limits import GgufLimits, MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
 from loragate.verdicts import Verdict
@@ -212,7 +212,14 @@ def test_merge_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
 
 
 BASE = Base(
-    path="base", commit="", trust_remote_code=False, stop_ids=(2, 7), template="{{ m }}", parameters=9, vocabulary=100
+    path="base",
+    commit="",
+    trust_remote_code=False,
+    stop_ids=(2, 7),
+    end_id=2,
+    template="{{ m }}",
+    parameters=9,
+    vocabulary=100,
 )
 MERGED = Nll(20.0, 10)
 GOOD_GGUF = GgufEvidence(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loragate.rendering import Example, TemplateError, render, segments
+from loragate.rendering import Example, TemplateError, render, render_text, segments
 from loragate.rows import Message
 
 STOP = "#"
@@ -17,6 +17,10 @@ MANY = 10_000
 def encode(text: str) -> list[int]:
     """One token a character, its code point the id: positions in the text are positions in the ids."""
     return [ord(character) for character in text]
+
+
+def is_stop(text: str) -> bool:
+    return text == STOP
 
 
 def chatml(messages: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -113,7 +117,7 @@ def test_template_that_rewrites_history_is_refused_with_the_place() -> None:
     messages = dialogue("a?", "<think>hm</think>one", "b?", "two")
     said = r"rewrites earlier text when message 4 is added: '<think>hm.*' becomes 'one#"
     with pytest.raises(TemplateError, match=said):
-        segments(messages, forgetful)
+        segments(messages, forgetful, is_stop)
     assert taught(render(messages[:2], forgetful, encode, stop_ids=STOP_IDS, max_tokens=MANY)).startswith("<think>")
 
 
@@ -122,7 +126,44 @@ def test_generation_prompt_that_the_answer_does_not_follow_is_refused() -> None:
         return chatml(messages, False) + ("[model]" if add_generation_prompt else "")
 
     with pytest.raises(TemplateError, match=r"message 2 is added: 'model\]' becomes 'assistant\]one#"):
-        segments(dialogue("a?", "one"), other_prompt)
+        segments(dialogue("a?", "one"), other_prompt, is_stop)
+
+
+def closing(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    """End a conversation that is over with one more stop token, as Phi's template does."""
+    return chatml(messages, add_generation_prompt) + ("" if add_generation_prompt else STOP)
+
+
+def test_token_that_closes_a_conversation_is_there_once_and_not_taught() -> None:
+    messages = dialogue("a?", "one", "b?", "two")
+    example = render(messages, closing, encode, stop_ids=STOP_IDS, max_tokens=MANY)
+    assert example.ids == tuple(encode(closing(messages, False)))
+    assert taught(example) == "one#two#"
+    assert (example.turns, example.stopped_turns) == (2, 2)
+
+
+def test_stop_token_inside_an_answer_does_not_end_it() -> None:
+    assert taught(rendered(dialogue("a?", "one # two"))) == "one # two#"
+
+
+def test_answer_that_is_not_to_be_taught_is_part_of_the_question() -> None:
+    first, *rest = dialogue("a?", "one", "b?", "two")
+    kept = Message("assistant", "one", taught=False)
+    example = rendered((first, kept, *rest[1:]))
+    assert example.ids == rendered((first, *rest)).ids
+    assert taught(example) == "two#"
+    assert (example.turns, example.stopped_turns) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "left", "stopped"), [(MANY, "ello#", 1), (6, "ello#", 1), (5, "ello", 0), (1, "", 0)]
+)
+def test_plain_text_is_taught_but_for_its_first_token_up_to_the_end_token(
+    max_tokens: int, left: str, stopped: int
+) -> None:
+    example = render_text("hello", encode, end_id=ord(STOP), max_tokens=max_tokens)
+    assert taught(example) == left
+    assert (example.turns, example.stopped_turns, example.rendered_tokens) == (1, stopped, 6)
 
 
 contents = st.text(st.characters(codec="utf-8", exclude_characters=STOP), max_size=8)
@@ -131,10 +172,10 @@ dialogues = st.lists(contents, min_size=2, max_size=8).map(lambda turns: dialogu
 
 @given(dialogues)
 def test_stretches_put_together_are_the_rendered_conversation(messages: tuple[Message, ...]) -> None:
-    stretches = segments(messages, chatml)
+    stretches = segments(messages, chatml, is_stop)
     assert "".join(text for text, _ in stretches) == chatml(messages, False)
     answers = [message.content for message in messages if message.role == "assistant"]
-    assert [text for text, is_answer in stretches if is_answer] == [f"{answer}{STOP}\n" for answer in answers]
+    assert [text for text, answer in stretches if answer] == [f"{answer}{STOP}\n" for answer in answers]
 
 
 @given(dialogues)

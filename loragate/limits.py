@@ -1,0 +1,121 @@
+"""The limits of every gate, with their defaults and their reasons: the section `gates` of a run file."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, no silent conversion."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class DataLimits(Section):
+    """Limits of the data gate. Source: FIELD data-failure list, e.g. trl#1623 (lost stop tokens), trl#6668."""
+
+    min_train_rows: Positive = 2
+    """Fewest training rows."""
+    min_heldout_rows: Positive = 2
+    """Fewest held-out rows; fewer say nothing about the model."""
+    min_answer_chars: Positive = 1
+    """Shortest answer in characters, white space not counted."""
+    max_truncated_share: Share = 0.0
+    """Share of rows that may be cut at data.max_tokens while their answers' stop tokens survive."""
+    max_duplicate_share: Share = 0.05
+    """Share of training rows that may be exact copies of an earlier one (own choice: some repetition is usual)."""
+    max_leaked_share: Share = 0.0
+    """Share of held-out rows whose question may also stand in the training rows."""
+    near_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Two rows are near when their sets of three-word shingles have this Jaccard index (Lee et al. 2022 use 0.8)."""
+    max_near_duplicate_share: Share = 0.1
+    """Share of training rows that may be near an earlier one, exact copies included; beyond it: a warning."""
+    max_near_leaked_share: Share = 0.1
+    """Share of held-out rows that may be near a training row, exact copies included."""
+    max_echoed_share: Share = 0.01
+    """Share of rows whose answer may be their question again."""
+    max_placeholder_share: Share = 0.0
+    """Share of rows with blanks like [Your Name] or "as an AI language model"; beyond it: a warning."""
+    max_control_share: Share = 0.0
+    """Share of rows with control characters, or with what decoding leaves of broken bytes."""
+    max_secret_share: Share = 0.0
+    """Share of rows with a private key or an access token; a model gives back what it has learnt."""
+    max_contact_share: Share = 0.0
+    """Share of rows with an e-mail address or a telephone number; beyond it: a warning."""
+    max_conflict_share: Share = 0.0
+    """Share of training rows whose question has another answer elsewhere; beyond it: a warning."""
+
+
+class TrainingLimits(Section):
+    """Limits of the training gate."""
+
+    max_gradient_growth: Annotated[float, Field(ge=1)] = 1000.0
+    """Largest gradient norm before clipping / the first step's norm. Own measurement: sound trainings stay below 50;
+    a learning rate that breaks the model passes 1e8, and may do so with a loss that looks harmless."""
+
+
+class QualityLimits(Section):
+    """Limits of the quality gate: the tuned model against the base on the held-out rows."""
+
+    max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Tuned perplexity / baseline perplexity must not exceed this (1.0: the fine-tune must not make it worse)."""
+    num_samples: Positive = 8
+    """Held-out questions answered greedily before and after, for the report and the stop share."""
+    sample_tokens: Positive = 128
+    """Longest sampled answer in tokens."""
+    min_stop_share: Share = 0.75
+    """Share of sampled answers that must end with a stop token within sample_tokens."""
+
+
+class MergeLimits(Section):
+    """Limits of the merge gate: merged weights against base + adapter on the same tokens."""
+
+    max_kl_float32: Annotated[float, Field(gt=0)] = 1e-5
+    """Mean KL divergence in nats, adapter || merged, when weights are float32."""
+    max_kl_bfloat16: Annotated[float, Field(gt=0)] = 5e-3
+    """The same when weights are bfloat16, whose 8-bit mantissa rounds the merged delta."""
+    min_kl_from_base: Annotated[float, Field(gt=0)] = 1e-4
+    """Mean KL divergence in nats, merged || base, below which the merge changed nothing."""
+
+
+class GgufLimits(Section):
+    """Limits of the GGUF gate: the exported file in llama.cpp against the merged model, same tokens."""
+
+    max_perplexity_ratio_f16: Annotated[float, Field(gt=0)] = 1.01
+    """GGUF perplexity / merged perplexity for f16."""
+    max_perplexity_ratio_q8_0: Annotated[float, Field(gt=0)] = 1.02
+    """The same for q8_0."""
+    max_perplexity_ratio_q4_k_m: Annotated[float, Field(gt=0)] = 1.15
+    """The same for q4_k_m; small models lose more than large ones."""
+    min_perplexity_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """A GGUF this much better than the merged model is not the same model."""
+    max_unequal_probe_share: Share = 0.1
+    """Share of deliberately odd texts (scripts, emoji, fractions) that llama.cpp may tokenise otherwise; the texts of
+    held-out rows may never differ (llama.cpp#9927, #27277)."""
+    min_stop_share: Share = 0.75
+    """Share of sampled answers that llama.cpp must end with a stop token."""
+
+
+class Gates(Section):
+    """Every limit that decides about a release."""
+
+    data: DataLimits = DataLimits()
+    """Limits of the data gate."""
+    training: TrainingLimits = TrainingLimits()
+    """Limits of the training gate."""
+    quality: QualityLimits = QualityLimits()
+    """Limits of the quality gate."""
+    merge: MergeLimits = MergeLimits()
+    """Limits of the merge gate."""
+    gguf: GgufLimits = GgufLimits()
+    """Limits of the GGUF gate."""

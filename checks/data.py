@@ -1,10 +1,12 @@
 """The data gate: whether rows can teach a model to answer and to stop."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from loragate.verdicts import Finding, Verdict, conclude
-from loragate.work import RuleResult
+from loragate.limits import DataLimits
+from loragate.verdicts import Finding, Verdict, at_most, conclude
+from loragate.work import CheckedFacts, RuleResult
 
 NULL_RULES = "_known"
 KNOWN = "every fact is known for every row"
@@ -14,16 +16,21 @@ WHAT = {
     "roles": "roles must alternate and end with the assistant",
     "answer_not_empty": "no answer may be empty",
     "answer_supervised": "every row must have an answer left to learn after truncation",
+    "answer_length": "answers must not be longer than max_answer_chars",
     "stop_token_supervised": "every answer's stop token must be there and supervised after truncation",
     "not_truncated": "rows must fit into data.max_tokens",
     "answer_not_question": "an answer must not be its question again",
     "no_control_characters": "texts must be free of control characters and broken bytes",
+    "bos_once": "no row may begin twice with the token that begins a text",
+    "no_special_tokens": "no control token may stand in a text",
     "no_secrets": "no key or token may be learnt",
     "no_placeholders": "blanks must be filled in",
     "no_contacts": "e-mail addresses and telephone numbers are personal data",
+    "language": "answers must be in the language of data.language",
     "no_duplicates": "exact copies must be rare",
     "no_near_duplicates": "near copies must be rare",
     "one_answer_per_question": "a question should have one answer",
+    "not_in_protected": "training rows must not hold passages of protected rows",
     "not_in_training_rows": "held-out questions must not stand in the training rows",
     "not_near_training_rows": "held-out rows must not nearly stand in the training rows",
 }
@@ -33,6 +40,7 @@ ONE_SIDED = frozenset(
         "heldout.no_duplicates",
         "heldout.no_near_duplicates",
         "heldout.one_answer_per_question",
+        "heldout.not_in_protected",
         "train.not_in_training_rows",
         "train.not_near_training_rows",
     }
@@ -41,18 +49,42 @@ RULES = tuple(f"{side}.{rule}" for side in SIDES for rule in WHAT if f"{side}.{r
 """Every rule that must have been judged, on both sides."""
 
 
-def judge(results: Sequence[RuleResult]) -> Verdict:
+def judge(checked: CheckedFacts, limits: DataLimits) -> Verdict:
     """Judge what the expectations found; a rule that is missing, nothing evaluated, an error or a null refuses."""
+    results = checked.results
     if not results:
         return conclude("data", [])
-    return conclude("data", [_facts_complete(results), *_findings(results), *_not_judged(results)])
+    dropped = _dropped(checked, limits) if limits.on_reject == "drop" else ()
+    return conclude("data", [_facts_complete(results), *dropped, *_findings(results), *_not_judged(results)])
+
+
+def _dropped(checked: CheckedFacts, limits: DataLimits) -> Iterator[Finding]:
+    """Judge how much of each side was dropped; nothing of nothing is no share and does not pass."""
+    for side, rows in checked.rows.items():
+        dropped = checked.dropped.get(side, 0)
+        share = dropped / rows if rows else math.nan
+        what = f"{SIDES[side]}: share dropped ({dropped:,} of {rows:,})"
+        yield at_most(f"{side}.dropped", share, limits.max_dropped_share, what)
 
 
 def _findings(results: Sequence[RuleResult]) -> Iterator[Finding]:
     for result in results:
         if not result.rule.endswith(NULL_RULES):
-            passed = result.success and result.evaluated > 0 and not result.error
-            yield Finding(result.rule, passed, _detail(result), _severity(result), value=result.unexpected)
+            counted = result.rule.endswith(".rows")
+            yield Finding(
+                result.rule,
+                result.success and result.evaluated > 0 and not result.error,
+                _detail(result),
+                _severity(result),
+                value=result.evaluated if counted else result.unexpected,
+                limit=result.bound if counted else _allowed(result),
+                examples=result.examples,
+            )
+
+
+def _allowed(result: RuleResult) -> int:
+    """How many rows may break a rule."""
+    return math.floor(result.bound * result.evaluated)
 
 
 def _severity(result: RuleResult) -> Literal["refuse", "warn"]:
@@ -85,13 +117,10 @@ def _detail(result: RuleResult) -> str:
     if result.evaluated == 0:
         return f"{side}: there are none to judge; {WHAT[rule]}"
     if rule == "rows":
-        return f"{side}: {result.evaluated:,} rows{_limit(result)}"
+        return f"{side}: {result.evaluated:,} rows, at least {result.bound:,.0f} required"
     if not result.unexpected:
         return f"{side}: {WHAT[rule]}: holds for all {result.evaluated:,}"
     more = result.unexpected - len(result.examples)
     examples = "; ".join(result.examples) + (f"; and {more:,} more" if more else "")
-    return f"{side}: {WHAT[rule]}: broken by {result.unexpected:,} of {result.evaluated:,}{_limit(result)}: {examples}"
-
-
-def _limit(result: RuleResult) -> str:
-    return f", {result.limit}" if result.limit else ""
+    allowed = f", at most {_allowed(result):,} allowed" if result.bound else ""
+    return f"{side}: {WHAT[rule]}: broken by {result.unexpected:,} of {result.evaluated:,}{allowed}: {examples}"

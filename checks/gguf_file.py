@@ -32,6 +32,7 @@ def judge(name: str, evidence: GgufEvidence, merged: Nll, base: Base, limits: Gg
                 evidence.stop_id in base.stop_ids,
                 f"the file's end token is {evidence.stop_id}",
             ),
+            _taught_stops(evidence),
             exactly("same_tokens", scored.tokens, merged.tokens, "number of tokens scored by llama.cpp"),
             perplexity_ratio("perplexity_ratio", merged, scored, limit),
             _not_better(merged, scored, limits),
@@ -46,6 +47,15 @@ def _same_template(evidence: GgufEvidence, base: Base) -> Finding:
         "the file's chat template equals the training one" if same else "the file has another chat template, or none"
     )
     return Finding("template_equal", same, detail)
+
+
+def _taught_stops(evidence: GgufEvidence) -> Finding:
+    """The runtime must end an answer where training taught the model to end it."""
+    rule = "taught_stops_end_answers"
+    if not evidence.taught_stops:
+        return Finding(rule, False, "no answer of the held-out rows is taught to end")
+    names = tuple(f"token {stop}" for stop in evidence.unknown_stops)
+    return none_of(rule, names, f"of {len(evidence.taught_stops)} taught stop tokens do not end answers in llama.cpp")
 
 
 def _row_texts(evidence: GgufEvidence) -> Finding:

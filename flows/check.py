@@ -4,16 +4,24 @@ from prefect import flow
 
 from loragate.record import summary
 from tasks.attempts import rehearsed
+from tasks.check_rows import fix_rows
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate
 from tasks.prepare_rows import prepare_rows
 
 
 @flow(name="check", persist_result=False, validate_parameters=False)
-def check_data(config: str, home: str | None = None, overrides: list[str] | None = None) -> dict[str, object]:
-    """Judge the data of a run file; what was computed on the way is reused by a later release."""
+def check_data(
+    config: str, home: str | None = None, overrides: list[str] | None = None, fix: str | None = None
+) -> dict[str, object]:
+    """Judge the data of a run file; what was computed on the way is reused by a later release.
+
+    With `fix`, a cleaned copy of the data files is written into that folder first.
+    """
     with rehearsed(config, home, overrides) as attempt:
         base = fetch_base(attempt)
         rows = prepare_rows(attempt, base)
+        if fix is not None:
+            fix_rows(attempt, rows, fix)
         data_gate(attempt, rows)
-    return dict(summary(attempt.journal.read(), report=""))
+    return dict(summary(attempt.journal.read(), report=str(attempt.home.report(attempt.id, "checks"))))

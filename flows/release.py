@@ -22,7 +22,7 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
     with attempted(config, home, overrides) as attempt:
         base = fetch_base(attempt)
         rows = prepare_rows(attempt, base)
-        data_gate(attempt, rows)
+        rows = data_gate(attempt, rows)
 
         baseline = measure_model(attempt, "baseline", base, rows)
         adapter = train_adapter(attempt, base, rows)
@@ -36,6 +36,6 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         remeasured = measure_model(attempt, "merged", base, rows, weights=merged)
 
         for name, gguf in export_gguf(attempt, merged).items():
-            gguf_gate(attempt, name, probe_gguf(attempt, name, gguf, rows), remeasured, base)
+            gguf_gate(attempt, name, probe_gguf(attempt, name, gguf, base, rows), remeasured, base)
 
         return register_release(attempt)

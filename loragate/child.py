@@ -36,7 +36,7 @@ class Progress:
     """How far a step has come.
 
     Attributes:
-        done: Units finished, out of `total`.
+        done: Units finished, out of `total`; 0 where nobody knows how many there are.
         numbers: Measurements to show and to record, by name.
     """
 
@@ -108,7 +108,7 @@ def _answer(ours: Connection, target: str, log: Path, report: Report, timeout_se
 
 def _serve(target: str, request: object, answers: Connection, log: str) -> None:
     """Run the function in the child and send back what it returns or raises."""
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    watch_caller()
     _write_output_to(log)
     module, _, function = target.partition(":")
     try:
@@ -120,6 +120,11 @@ def _serve(target: str, request: object, answers: Connection, log: str) -> None:
     except Exception as error:  # noqa: BLE001 - a process boundary: whatever it was must reach the parent
         traceback.print_exc()
         answers.send(("error", StepError(f"{target} failed: {type(error).__name__}: {error}; its output is in {log}")))
+
+
+def watch_caller() -> None:
+    """See that this process, started through multiprocessing, ends when the one that started it does."""
+    threading.Thread(target=_end_with_caller, daemon=True).start()
 
 
 def _end_with_caller() -> None:

@@ -83,14 +83,28 @@ def init(folder: Path, as_json: bool) -> None:
 @main.command()
 @config_argument
 @overrides_option
+@click.option(
+    "--fix",
+    metavar="OUT",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write a cleaned copy of the data files into the new folder OUT: trimmed, without exact copies and without "
+    "rows that a rule refuses.",
+)
 @common
-def check(
-    config: Path, overrides: tuple[str, ...], home: str | None, as_json: bool, quiet: bool, verbose: bool
+def check(  # noqa: PLR0913 - one parameter an option
+    config: Path,
+    overrides: tuple[str, ...],
+    fix: Path | None,
+    home: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Check a run file and judge its data with the data gate.
 
-    Trains nothing and adds nothing to the releases. The base model is prepared on the way, which takes a while the
-    first time; a later release finds it done.
+    Tells every rule with the rows that break it, and leaves a report, Great Expectations' data docs and rejects.jsonl
+    with each rejected row and the reason. Trains nothing and adds nothing to the releases. The base model is prepared
+    on the way, which takes a while the first time; a later release finds it done.
     """
     with answered(verbose):
         place = prepare(config, overrides, home, quiet, verbose)
@@ -102,7 +116,7 @@ def check(
 
             ready()
             with contextlib.suppress(GateRefusedError):
-                check_data(str(config), str(place.root), list(overrides))
+                check_data(str(config), str(place.root), list(overrides), str(fix.absolute()) if fix else None)
         outcome = newest(place, before, "checks")
         put_outcome(place, outcome, "checks", as_json)
         if outcome["verdict"] == "refused":
@@ -238,19 +252,22 @@ def newest(place: "Home", before: set[str], kind: "Kind") -> Mapping[str, object
     from loragate.record import summary
 
     (attempt,) = attempts(place, kind) - before
-    return summary(place.journal(attempt, kind).read(), report=str(place.report(attempt)) if kind == "record" else "")
+    return summary(place.journal(attempt, kind).read(), report=str(place.report(attempt, kind)))
 
 
 def put_outcome(place: "Home", outcome: Mapping[str, object], kind: "Kind", as_json: bool) -> None:
-    """Put the verdict, the gates, the ladder and where to look further."""
+    """Put the verdict, the gates, the ladder and where to look further; of a check every rule of the data gate."""
     if as_json:
         put_json(outcome)
         return
-    from loragate.listing import describe
+    from loragate.listing import describe, describe_check
 
     record = place.journal(str(outcome["attempt"]), kind).read()
-    put(describe(record, str(place.report(record.opened.attempt)) if kind == "record" else ""))
-    if kind == "record":
+    report = str(place.report(record.opened.attempt, kind))
+    if kind == "checks":
+        put(describe_check(record, report))
+    else:
+        put(describe(record, report))
         put(where_to_look(place, record))
 
 

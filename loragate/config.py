@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -40,6 +40,11 @@ Column = Literal[
 ]
 
 
+Format = Literal[
+    "auto", "messages", "sharegpt", "conversations", "alpaca", "prompt_completion", "question_answer", "text"
+]
+
+
 class BaseModelSource(Section):
     """The model that is fine-tuned."""
 
@@ -51,20 +56,54 @@ class BaseModelSource(Section):
     """Whether the model repository's own Python code may run. Leave it off unless you have read that code."""
 
 
+class DataSource(Section):
+    """One entry of data.train that has more to say than a name."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """File, glob, folder, or hub id (org/name) of a data set."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often an epoch takes each row: 0.25 every fourth row, 2 every row twice. Held-out rows are not weighted."""
+    format: Format | None = None
+    """Row format of these files; null: data.format."""
+    columns: Mapping[Column, Annotated[str, Field(min_length=1)]] | None = None
+    """Names of these files' columns; null: data.columns."""
+    subset: str | None = None
+    """Configuration of the data set (hub ids only)."""
+    split: str | None = None
+    """The one split to take (hub ids only); null: train, with validation or test held out where heldout is not set."""
+    revision: str | None = None
+    """Branch, tag or commit (hub ids only); null takes the newest once and then stays with that."""
+
+
+def _kind(entry: object) -> str:
+    return "source" if isinstance(entry, (Mapping, DataSource)) else "name"
+
+
+Entry = Annotated[
+    Annotated[str, Field(min_length=1), Tag("name")] | Annotated[DataSource, Tag("source")], Discriminator(_kind)
+]
+
+
 class Data(Section):
     """The rows to learn from and the rows that are held out to judge by."""
 
-    train: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Files, globs or folders: .json .jsonl .csv .tsv (also .gz, .zst) .parquet .arrow; relative to this file."""
+    train: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    """Files, globs or folders: .json .jsonl .csv .tsv (also .gz, .zst) .parquet .arrow, relative to this file; or hub
+    ids (org/name) of data sets. An entry {source: ..., weight: 0.5} mixes by weight; it also takes format, columns,
+    subset, split and revision."""
     heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] = 0.1
     """Share of rows held out by the hash of their question (stable across retrains), or files of their own; a folder
-    with a split valid, validation or test is held out by that split where this is not set."""
-    format: Literal[
-        "auto", "messages", "sharegpt", "conversations", "alpaca", "prompt_completion", "question_answer", "text"
-    ] = "auto"
+    or data set with a split valid, validation or test is held out by that split where this is not set."""
+    general: tuple[str, ...] = ()
+    """Files of rows about what must not be forgotten; no training row may hold a passage of theirs."""
+    holdout_against: tuple[str, ...] = ()
+    """Files of rows that no training row may hold a passage of: your benchmarks and test sets."""
+    format: Format = "auto"
     """Row format; auto looks at the keys of each file's first row."""
     columns: Mapping[Column, Annotated[str, Field(min_length=1)]] = {}
     """Names of your columns by the names that formats know, e.g. {prompt: title, completion: body}."""
+    language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None = None
+    """Language that answers must be in, as ISO 639-1 code, e.g. en; null: any."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
     """Longest training row in tokens; what is longer is cut at the end, and the data gate says what that loses."""
 
@@ -255,12 +294,12 @@ def _override(tree: dict[str, object], override: str) -> None:
 def _faults(error: ValidationError) -> list[ErrorDetails]:
     """List the faults, leaving out a list that is too short only because its items are faulty."""
     faults = error.errors()
-    inner = {fault["loc"][:-1] for fault in faults}
+    inner = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
     return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
 
 
 def _explain(error: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("tuple[", "constrained-")))
+    where = ".".join(_told(error["loc"]))
     if error["type"] == "extra_forbidden":
         known = _fields_at(error["loc"][:-1])
         return f"{where}: unknown key{_did_you_mean(str(error['loc'][-1]), known)}; allowed here: {', '.join(known)}"
@@ -277,6 +316,13 @@ def _explain(error: ErrorDetails) -> str:
     return f"{where}: found {found[:200]}, allowed: {message}{close}"
 
 
+def _told(location: Sequence[int | str]) -> list[str]:
+    """The parts of a fault's place that the run file has, too: no names of types, no tags of a choice between two."""
+    parts = [str(part) for part in location if not str(part).startswith(("tuple[", "constrained-"))]
+    inside = ("data", "train")
+    return [part for i, part in enumerate(parts) if not (i == 3 and tuple(parts[:2]) == inside)]  # noqa: PLR2004
+
+
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f' (did you mean "{close[0]}"?)' if close else ""
@@ -285,13 +331,14 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location:
-        section = section_of(section, str(part)) or section
+        section = DataSource if part == "source" else section_of(section, str(part)) or section
     return list(section.model_fields)
 
 
 def section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
     """Return the section class behind a field, or None where the field is a plain value."""
-    annotation = section.model_fields[field].annotation
+    known = section.model_fields.get(field)
+    annotation = known.annotation if known else None
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
         return None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -49,9 +49,9 @@ class Home:
         """The journal of one attempt, or of one check of data alone."""
         return Journal(self.root / kind / attempt / "journal.jsonl")
 
-    def report(self, attempt: str) -> Path:
-        """The HTML report of one attempt."""
-        return self.root / "record" / attempt / "report.html"
+    def report(self, attempt: str, kind: Kind = "record") -> Path:
+        """The HTML report of one attempt, or of one check of data alone."""
+        return self.root / kind / attempt / "report.html"
 
     def records(self) -> list[AttemptRecord]:
         """Every attempt on record, oldest first; one that was killed before its opening line is none."""

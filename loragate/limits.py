@@ -1,6 +1,6 @@
 """The limits of every gate, with their defaults and their reasons: the section `gates` of a run file."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,13 +30,15 @@ class DataLimits(Section):
     """Fewest held-out rows; fewer say nothing about the model."""
     min_answer_chars: Positive = 1
     """Shortest answer in characters, white space not counted."""
+    max_answer_chars: Positive = 100_000
+    """Longest answer in characters (own choice: beyond it stands a file, not an answer)."""
     max_truncated_share: Share = 0.0
     """Share of rows that may be cut at data.max_tokens while their answers' stop tokens survive."""
     max_duplicate_share: Share = 0.05
     """Share of training rows that may be exact copies of an earlier one (own choice: some repetition is usual)."""
     max_leaked_share: Share = 0.0
     """Share of held-out rows whose question may also stand in the training rows."""
-    near_jaccard: Annotated[float, Field(gt=0, le=1)] = 0.8
+    near_jaccard: Annotated[float, Field(ge=0.7, le=1)] = 0.8
     """Two rows are near when their sets of three-word shingles have this Jaccard index (Lee et al. 2022 use 0.8)."""
     max_near_duplicate_share: Share = 0.1
     """Share of training rows that may be near an earlier one, exact copies included; beyond it: a warning."""
@@ -54,6 +56,20 @@ class DataLimits(Section):
     """Share of rows with an e-mail address or a telephone number; beyond it: a warning."""
     max_conflict_share: Share = 0.0
     """Share of training rows whose question has another answer elsewhere; beyond it: a warning."""
+    max_special_share: Share = 0.0
+    """Share of rows in whose texts a control token of the tokenizer stands as if said, e.g. <|im_end|>: the model would
+    learn to end there, or to speak for the user."""
+    max_foreign_share: Share = 0.02
+    """Share of rows whose answers are in another language than data.language, where that is set (own choice)."""
+    passage_words: Annotated[int, Field(ge=5)] = 13
+    """Length in words of the passages of data.general and data.holdout_against that training rows must not hold
+    (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+    max_passage_share: Share = 0.0
+    """Share of training rows that may hold such a passage, or ask a question of those files."""
+    on_reject: Literal["refuse", "drop"] = "refuse"
+    """What follows from rows that break a rule: refuse the release, or drop them and judge what is left."""
+    max_dropped_share: Share = 0.05
+    """Share of rows of either side that may be dropped."""
 
 
 class TrainingLimits(Section):

@@ -1,13 +1,21 @@
-"""Records as text for a terminal."""
+"""Records as text for a terminal: a list, an attempt in short, a check rule by rule."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 
 from loragate.errors import ConfigError
 from loragate.record import AttemptRecord
-from loragate.verdicts import Verdict
+from loragate.verdicts import Finding, Verdict
 
 MARK = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", "error": "ERROR"}
 COLUMNS = ("release", "verdict", "aliases", "when", "digest", "attempt")
+SIDES = {"train": "train", "heldout": "held-out"}
+"""What the name of a rule about one side's rows begins with, and that side's column."""
+RULE_COLUMNS = ("rule", "result", *SIDES.values(), "limit")
+WIDTH = 100
+"""Columns of a terminal that nothing but a path goes beyond."""
+DATA_DOCS = "gx/uncommitted/data_docs/local_site/index.html"
+"""Where Great Expectations puts the page about its results, in the artifact's folder."""
 
 
 def as_rows(records: Sequence[AttemptRecord], model: str | None) -> list[dict[str, object]]:
@@ -78,6 +86,89 @@ def describe(record: AttemptRecord, report: str) -> str:
         *([f"{'report':<18} {report}"] if report else []),
     ]
     return "\n".join(lines)
+
+
+def describe_check(record: AttemptRecord, report: str) -> str:
+    """The verdict, every rule with the rows that break it, and where to look further."""
+    ending = [line for text in _ending(record) for line in textwrap.wrap(_visible(text), WIDTH)]
+    tables = [line for verdict in record.verdicts for line in (*_rules(verdict), "")]
+    places = {**_check_places(record), "check": f"{record.opened.attempt}, started {record.opened.started}"}
+    where = [f"{name:<14} {place}" for name, place in {**places, "report": report}.items()]
+    return "\n".join([f"{record.outcome.upper()}  {record.opened.model}", *ending, "", *tables, *where])
+
+
+def _check_places(record: AttemptRecord) -> dict[str, str]:
+    paths = {name: ref.path for name, ref in record.artifacts.items()}
+    facts = paths.pop("great_expectations", None)
+    return paths | ({"data docs": f"{facts}/{DATA_DOCS}", "rejected rows": f"{facts}/rejects.jsonl"} if facts else {})
+
+
+def _rules(verdict: Verdict) -> Iterator[str]:
+    """A gate's rules as a table, one line for both sides; below a rule that does not hold, the rows that break it."""
+    rules: dict[str, dict[str, Finding]] = {}
+    for finding in verdict.findings:
+        side, _, rule = finding.rule.partition(".")
+        side, rule = (side, rule) if side in SIDES else ("", finding.rule)
+        rules.setdefault(rule, {})[side] = finding
+    lines = [RULE_COLUMNS, *(_rule_cells(rule, sides) for rule, sides in rules.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    yield f"{verdict.gate} gate  {MARK[verdict.status]}  ({len(verdict.findings)} rules; how many rows break each)"
+    yield ""
+    for line, sides in zip(lines, [{}, *rules.values()], strict=True):
+        yield _aligned(line, widths)
+        yield from (below for finding in sides.values() if not finding.passed for below in _breaking(finding))
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Cells as a line: numbers of rows to the right, the rest to the left."""
+    columns = zip(RULE_COLUMNS, cells, widths, strict=True)
+    padded = (cell.rjust(width) if name in SIDES.values() else cell.ljust(width) for name, cell, width in columns)
+    return "  ".join(["", *padded]).rstrip()
+
+
+def _rule_cells(rule: str, sides: Mapping[str, Finding]) -> tuple[str, ...]:
+    failed = {finding.severity for finding in sides.values() if not finding.passed}
+    result = "FAIL" if "refuse" in failed else "WARN" if failed else "ok"
+    limits = " / ".join(dict.fromkeys(filter(None, map(_limit, sides.values()))))
+    return (rule, result, *(_rows(sides.get(side)) for side in SIDES), limits)
+
+
+def _rows(finding: Finding | None) -> str:
+    """How many rows break a rule, or which share of them does; a dash where neither was judged, or could be."""
+    if finding is None or finding.value is None or not (finding.passed or finding.value):
+        return "-"
+    return _short(finding.value)
+
+
+def _limit(finding: Finding) -> str:
+    if not finding.limit:
+        return ""
+    return f"{'at least' if finding.rule.endswith('.rows') else 'at most'} {_short(finding.limit)}"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:.4g}"
+
+
+def _breaking(finding: Finding) -> Iterator[str]:
+    """What breaks a rule, and the examples one below another."""
+    yield from _indented(finding.statement, 6)
+    for example in finding.examples:
+        yield from _indented(example, 8)
+    more = finding.value - len(finding.examples) if finding.value is not None and finding.examples else 0
+    if more > 0:
+        yield from _indented(f"and {more:,.0f} more", 8)
+
+
+def _indented(text: str, columns: int) -> list[str]:
+    first, later = " " * columns, " " * (columns + 2)
+    return textwrap.wrap(_visible(text), WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+
+
+def _visible(text: str) -> str:
+    """A text in one line, without what a terminal obeys."""
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
 
 
 def _ending(record: AttemptRecord) -> list[str]:

@@ -34,7 +34,7 @@ def narrated(step: str) -> Iterator[Report]:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, TextColumn("{task.fields[numbers]}"), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(step, total=None, numbers="")
-        yield lambda p: bar.update(task, completed=p.done, total=p.total, numbers=_numbers(p))
+        yield lambda p: bar.update(task, completed=p.done, total=p.total or None, numbers=_numbers(p))
 
 
 def _lines(step: str) -> Report:
@@ -43,7 +43,8 @@ def _lines(step: str) -> Report:
     def report(progress: Progress) -> None:
         if time.monotonic() - last[0] >= LINE_SECONDS:
             last[0] = time.monotonic()
-            tell(f"  {step}: {progress.done}/{progress.total} {progress.unit} {_numbers(progress)}".rstrip())
+            done = f"{progress.done:,}" + (f"/{progress.total:,}" if progress.total else "")
+            tell(f"  {step}: {done} {progress.unit} {_numbers(progress)}".rstrip())
 
     return report
 

@@ -6,7 +6,7 @@ up to the point where it ended. Nothing is ever rewritten.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,8 @@ Event = Literal[
     "verdict",
     "rung",
     "curve",
-    "lengths",
+    "histogram",
+    "fixed",
     "samples",
     "artifact",
     "closed",
@@ -73,6 +74,79 @@ class CurvePoint:
     learning_rate: float
     grad_norm: float
     heldout_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often whole numbers come, as bars of equal width and a few exact figures.
+
+    Attributes:
+        start: Smallest number of the first bar.
+        width: Numbers in each bar.
+        counts: How many values each bar holds; there is at least one.
+        total: Sum of all values.
+        beyond: How many values are above the limit, 0 where there is none.
+    """
+
+    start: int
+    width: int
+    counts: tuple[int, ...]
+    total: int
+    smallest: int
+    median: int
+    ninetieth: int
+    largest: int
+    beyond: int = 0
+
+    @property
+    def values(self) -> int:
+        """How many values there are."""
+        return sum(self.counts)
+
+
+def histogram(tally: Mapping[int, int], *, bars: int = 32, limit: int | None = None) -> Histogram | None:
+    """Make a histogram of values that came so often each; None where none came."""
+    ordered = sorted((value, count) for value, count in tally.items() if count)
+    if not ordered:
+        return None
+    smallest, largest = ordered[0][0], ordered[-1][0]
+    width = max(1, -(-(largest - smallest + 1) // bars))
+    counts = [0] * ((largest - smallest) // width + 1)
+    for value, count in ordered:
+        counts[(value - smallest) // width] += count
+    return Histogram(
+        start=smallest,
+        width=width,
+        counts=tuple(counts),
+        total=sum(value * count for value, count in ordered),
+        smallest=smallest,
+        median=_quantile(ordered, 0.5),
+        ninetieth=_quantile(ordered, 0.9),
+        largest=largest,
+        beyond=sum(count for value, count in ordered if limit is not None and value > limit),
+    )
+
+
+def _quantile(ordered: Sequence[tuple[int, int]], share: float) -> int:
+    """The smallest value that at least a share of all values do not exceed."""
+    wanted = share * sum(count for _, count in ordered)
+    reached = 0
+    for value, count in ordered:
+        reached += count
+        if reached >= wanted:
+            return value
+    return ordered[-1][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What a cleaned copy of the data differs in, in rows, and its files."""
+
+    kept: int
+    trimmed: int
+    duplicates: int
+    rejected: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +195,12 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """Everything on record about one attempt, complete or as far as it came."""
+    """Everything on record about one attempt, complete or as far as it came.
+
+    Attributes:
+        lengths: Tokens of the training rows before truncation; None where none could be rendered.
+        taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
+    """
 
     opened: Opened
     closed: Closed | None
@@ -129,7 +208,9 @@ class AttemptRecord:
     verdicts: tuple[Verdict, ...] = ()
     ladder: tuple[Rung, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
-    token_lengths: tuple[int, ...] = ()
+    lengths: Histogram | None = None
+    taught_shares: Histogram | None = None
+    fixed: Fixed | None = None
     samples: tuple[Sample, ...] = ()
     artifacts: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
@@ -188,7 +269,7 @@ class Journal:
             seen.setdefault(event, {})[name] = value
         if "opened" not in seen:
             raise VerificationError(f"{self.path}: holds no opening line; the attempt ended before it began")
-        closed = seen.get("closed", {}).get("")
+        closed, shapes = seen.get("closed", {}).get(""), seen.get("histogram", {})
         return AttemptRecord(
             opened=_as(Opened, seen["opened"][""]),
             closed=_as(Closed, closed) if closed else None,
@@ -196,7 +277,9 @@ class Journal:
             verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
             ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
-            token_lengths=_as(tuple[int, ...], seen.get("lengths", {}).get("", [])),
+            lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
+            taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
+            fixed=_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
             samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
@@ -235,6 +318,7 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "metrics": record.metrics,
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
+        **({"fixed": asdict(record.fixed)} if record.fixed else {}),
     }
 
 

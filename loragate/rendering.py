@@ -7,16 +7,22 @@ prompt's ids are exactly those of generation. A template that changes earlier te
 stretches and is refused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from loragate.rows import Message
+import orjson
+
+from loragate.rows import Conversation, Message, as_fields, from_fields
 
 Template = Callable[[Sequence[Message], bool], str]
 """(messages, add_generation_prompt) -> text."""
 
 Encode = Callable[[str], Sequence[int]]
 """Text -> token ids, nothing added before or after."""
+
+Stretch = tuple[str, Message | None]
+"""A stretch of the rendered conversation and the answer that it holds, None where it holds none."""
 
 
 class TemplateError(ValueError):
@@ -29,22 +35,32 @@ class Example:
 
     Attributes:
         ids: Token ids, at most `max_tokens`.
-        mask: Same length; True where the token is supervised (assistant text and its stop token).
+        spans: Where tokens are supervised (assistant text and its stop token): [start, end) in order.
         turns: Assistant turns in the conversation.
         stopped_turns: Assistant turns whose stop token is present and supervised after truncation.
         rendered_tokens: Length before truncation.
+        copies: How often an epoch takes the row.
     """
 
     ids: tuple[int, ...]
-    mask: tuple[bool, ...]
+    spans: tuple[tuple[int, int], ...]
     turns: int
     stopped_turns: int
     rendered_tokens: int
+    copies: int = 1
+
+    @property
+    def mask(self) -> tuple[bool, ...]:
+        """For each token whether it is supervised."""
+        mask = [False] * len(self.ids)
+        for start, end in self.spans:
+            mask[start:end] = [True] * (end - start)
+        return tuple(mask)
 
     @property
     def supervised(self) -> int:
         """How many tokens are supervised."""
-        return sum(self.mask)
+        return sum(end - start for start, end in self.spans)
 
     @property
     def truncated(self) -> bool:
@@ -52,10 +68,37 @@ class Example:
         return self.rendered_tokens > len(self.ids)
 
 
-def segments(
-    messages: Sequence[Message], template: Template, is_stop: Callable[[str], bool]
-) -> list[tuple[str, Message | None]]:
-    """Cut the rendered conversation into (text, the answer that it holds or None) stretches.
+def rendered_line(example: Example, conversation: Conversation, place: str) -> bytes:
+    """A rendered row as one line of JSON."""
+    fields = {
+        "ids": example.ids,
+        "spans": example.spans,
+        "turns": example.turns,
+        "stopped_turns": example.stopped_turns,
+        "rendered_tokens": example.rendered_tokens,
+        "copies": example.copies,
+        **as_fields(conversation),
+        "place": place,
+    }
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def read_rendered(line: bytes) -> tuple[Example, Conversation, str]:
+    """Read a rendered row back: what the model reads, what was said, and where the row stands."""
+    fields: Mapping[str, Any] = orjson.loads(line)
+    example = Example(
+        ids=tuple(fields["ids"]),
+        spans=tuple((start, end) for start, end in fields["spans"]),
+        turns=fields["turns"],
+        stopped_turns=fields["stopped_turns"],
+        rendered_tokens=fields["rendered_tokens"],
+        copies=fields["copies"],
+    )
+    return example, from_fields(fields), fields["place"]
+
+
+def segments(messages: Sequence[Message], template: Template, is_stop: Callable[[str], bool]) -> list[Stretch]:
+    """Cut the rendered conversation into stretches.
 
     Some templates close a conversation with a stop token that is gone when another turn follows (Phi); `is_stop` says
     whether a text is stop tokens and nothing else, and such a closing is left out of the turns before the last.
@@ -63,7 +106,7 @@ def segments(
     Raises:
         TemplateError: A shorter prefix's text does not begin the longer one's.
     """
-    stretches: list[tuple[str, Message | None]] = []
+    stretches: list[Stretch] = []
     done = ""
     for end, message in enumerate(messages, start=1):
         if message.role != "assistant" or not message.taught:
@@ -76,6 +119,8 @@ def segments(
             answered = _unclosed(answered, template(messages[: end + 1], False), is_stop)
         stretches += [(prompt[len(done) :], None), (answered[len(prompt) :], message)]
         done = answered
+        if end == len(messages):
+            return stretches
     whole = template(messages, False)
     _require_prefix(done, whole, len(messages))
     return [*stretches, (whole[len(done) :], None)]
@@ -122,48 +167,62 @@ def render(
 ) -> Example:
     """Render a conversation into ids and mask, cut at `max_tokens` from the end.
 
-    An answer is supervised up to the first stop token after its content. Template text behind that (a newline, a token
-    that closes the conversation) is there but not supervised: at inference the model is never asked for it. A turn
-    that the template gives no stop token is supervised whole and not counted as stopped.
-
     Raises:
         TemplateError: The template rewrites history.
     """
-    ids: list[int] = []
-    mask: list[bool] = []
-    stops: list[int] = []
-    turns = 0
+    stretches = segments(messages, template, stops_only(encode, stop_ids))
+    tokens = [encode(text) for text, _ in stretches]
+    return assemble(stretches, tokens, encode, stop_ids=stop_ids, max_tokens=max_tokens)
+
+
+def stops_only(encode: Encode, stop_ids: frozenset[int]) -> Callable[[str], bool]:
+    """Return whether a text is stop tokens and nothing else, as a function."""
 
     def is_stop(text: str) -> bool:
         tokens = encode(text)
         return bool(tokens) and stop_ids.issuperset(tokens)
 
-    for text, answer in segments(messages, template, is_stop):
-        added = list(encode(text))
-        stop = _stop(text, added, answer, encode, stop_ids) if answer else None
-        taught = 0 if not answer else len(added) if stop is None else stop + 1
-        turns += answer is not None
-        stops += [] if stop is None else [len(ids) + stop]
+    return is_stop
+
+
+def assemble(
+    stretches: Sequence[Stretch],
+    tokens: Sequence[Sequence[int]],
+    encode: Encode,
+    *,
+    stop_ids: frozenset[int],
+    max_tokens: int,
+) -> Example:
+    """Put stretches and their token ids together, cut at `max_tokens` from the end.
+
+    An answer is supervised up to the first stop token after its content. Template text behind that (a newline, a token
+    that closes the conversation) is there but not supervised: at inference the model is never asked for it. A turn
+    that the template gives no stop token is supervised whole and not counted as stopped.
+    """
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    turns = stopped = 0
+    for (text, answer), added in zip(stretches, tokens, strict=True):
+        if answer is not None:
+            stop = _stop(text, added, answer, encode, stop_ids)
+            taught = len(added) if stop is None else stop + 1
+            start, end = min(len(ids), max_tokens), min(len(ids) + taught, max_tokens)
+            spans += [(start, end)] if start < end else []
+            turns += 1
+            stopped += stop is not None and len(ids) + stop < max_tokens
         ids += added
-        mask += [position < taught for position in range(len(added))]
-    return Example(
-        ids=tuple(ids[:max_tokens]),
-        mask=tuple(mask[:max_tokens]),
-        turns=turns,
-        stopped_turns=sum(stop < max_tokens for stop in stops),
-        rendered_tokens=len(ids),
-    )
+    return Example(tuple(ids[:max_tokens]), tuple(spans), turns, stopped, len(ids))
 
 
-def render_text(text: str, encode: Encode, *, end_id: int, max_tokens: int) -> Example:
-    """Render plain text and the token that ends it, cut at `max_tokens` from the end.
+def text_example(tokens: Sequence[int], *, end_id: int, max_tokens: int) -> Example:
+    """Plain text and the token that ends it, cut at `max_tokens` from the end.
 
     All of it is supervised but the first token, which nothing predicts.
     """
-    ids = (*encode(text), end_id)
-    kept = ids[:max_tokens]
-    mask = tuple(position > 0 for position in range(len(kept)))
-    return Example(kept, mask, turns=1, stopped_turns=int(kept == ids), rendered_tokens=len(ids))
+    kept = (*tokens, end_id)[:max_tokens]
+    spans = ((1, len(kept)),) if len(kept) > 1 else ()
+    whole = len(tokens) < max_tokens
+    return Example(kept, spans, turns=1, stopped_turns=int(whole), rendered_tokens=len(tokens) + 1)
 
 
 def _stop(text: str, tokens: Sequence[int], answer: Message, encode: Encode, stop_ids: frozenset[int]) -> int | None:

@@ -5,12 +5,11 @@ A row that cannot be read keeps its place and the reason: no row is ever lost si
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from loragate.refs import digest_json
+from loragate.refs import digest_text
 
 TEXT = "text"
 """Role of the one message of a row that is plain text: no chat template is applied to it."""
@@ -106,14 +105,19 @@ class Row:
     @property
     def digest(self) -> str:
         """Digest of the whole conversation: equal for exact copies."""
-        return digest_json(as_fields(self.conversation))
+        return _digest(self.messages, self.conversation.tools)
+
+    @property
+    def trimmed(self) -> "Row":
+        """The row without white space at the ends of its turns."""
+        turns = tuple(replace(message, content=message.content.strip()) for message in self.messages)
+        return replace(self, conversation=Conversation(turns, self.conversation.tools))
 
     @property
     def question_digest(self) -> str:
         """Digest of what comes before the last answer; copies of a question share it whatever the answer."""
         last = self.messages[-1:] if self.messages and self.messages[-1].role == "assistant" else ()
-        asked = self.messages[: len(self.messages) - len(last)]
-        return digest_json(as_fields(Conversation(asked, self.conversation.tools)))
+        return _digest(self.messages[: len(self.messages) - len(last)], self.conversation.tools)
 
 
 def unreadable(file: str, number: int, problem: str) -> Row:
@@ -121,43 +125,44 @@ def unreadable(file: str, number: int, problem: str) -> Row:
     return Row(file, number, Conversation(()), problem)
 
 
-def split(rows: Sequence[Row], heldout_share: float) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Split rows into (train, heldout) by the hash of their question.
+def position(row: Row) -> float:
+    """Place a row's question evenly in [0, 1): rows below the held-out share are held out.
 
     A row's side depends on its question alone: it stays there when rows are added, and copies of one question never
-    stand on both sides. A row that could not be read has no question and counts as a training row.
+    stand on both sides. A row that could not be read has no question and stands last.
     """
-    sides: dict[bool, list[Row]] = {False: [], True: []}
-    for row in rows:
-        sides[not row.problem and _position(row) < heldout_share].append(row)
-    return tuple(sides[False]), tuple(sides[True])
+    return 1.0 if row.problem else _evenly("heldout", row.question_digest)
 
 
-def _position(row: Row) -> float:
-    """Place a row's question evenly in [0, 1)."""
-    mixed = hashlib.sha256(b"heldout" + bytes.fromhex(row.question_digest)).digest()
+def copies(row: Row, weight: float) -> int:
+    """How often a training row of a file of some weight is taken in an epoch.
+
+    The whole part of the weight, and once more for the share of rows that the fraction says: a weight of 0.25 takes
+    every fourth row, 2.5 every row twice and every second one a third time. Which ones depends on the row alone.
+    """
+    whole = int(weight)
+    return whole + (_evenly("weight", row.digest) < weight - whole)
+
+
+def _evenly(purpose: str, digest: str) -> float:
+    mixed = hashlib.sha256(purpose.encode() + bytes.fromhex(digest)).digest()
     return int.from_bytes(mixed[:8]) / 2**64
+
+
+def _digest(messages: Sequence[Message], tools: str) -> str:
+    """Digest turns by a text that no other turns have."""
+    parts = [[m.role, m.content, m.extras, m.taught] for m in messages]
+    return digest_text(json.dumps([parts, tools], ensure_ascii=False))
 
 
 def as_fields(conversation: Conversation) -> dict[str, Any]:
     """A conversation as JSON fields."""
-    return asdict(conversation)
+    turns = [
+        {"role": m.role, "content": m.content, "extras": m.extras, "taught": m.taught} for m in conversation.messages
+    ]
+    return {"messages": turns, "tools": conversation.tools}
 
 
 def from_fields(fields: Mapping[str, Any]) -> Conversation:
     """Read a conversation back from its JSON fields; fields of anything else beside them do not matter."""
     return Conversation(tuple(Message(**message) for message in fields["messages"]), fields["tools"])
-
-
-def canonical_line(row: Row) -> str:
-    """A row in canonical form, as one line of JSON."""
-    fields = {"file": row.file, "number": row.number, "problem": row.problem}
-    return json.dumps(fields | as_fields(row.conversation)) + "\n"
-
-
-def read_canonical(path: Path) -> Iterator[Row]:
-    """Read back rows that were written in canonical form."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            fields = json.loads(line)
-            yield Row(fields["file"], fields["number"], from_fields(fields), fields["problem"])

@@ -1,11 +1,13 @@
 """What is wrong with a row's texts as such, before any model reads them.
 
 Every check answers with what it found, shortened so that it can be shown, or with nothing. Secrets are never repeated.
+Most rows have nothing, so a cheap look at what every find must hold (an @, seven digits, a long word) comes before the
+patterns.
 """
 
 import re
-from collections.abc import Callable, Iterable
-from itertools import chain, pairwise
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from detect_secrets.plugins.aws import AWSKeyDetector
 from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
@@ -47,20 +49,28 @@ DETECTORS: tuple[RegexBasedDetector, ...] = (
 nearby, and those whose form plain words can have (Discord, Artifactory)."""
 
 SECRETS = tuple((str(d.secret_type), pattern) for d in DETECTORS for pattern in d.denylist)
+SECRET_CHARS = 20
+"""No key or token is shorter than this, whatever its pattern allows, but for those that hold the parts below."""
+SHORT_SECRETS = ("private key", "xox")
+
 PLACEHOLDER = re.compile(
-    r"\{\{\s*[A-Za-z_]\w*\s*\}\}|\[(?:your|insert|enter|company|customer)(?![a-z])[^\]\n]{0,40}\]|<(?:your|insert)(?![a-z])[^>\n]{0,40}>"
+    r"\{\{\s*[A-Za-z_]\w*\s*\}\}|\[(?:your|insert|enter|company|customer)(?![a-z])[^\]\n]{0,40}\]"
+    r"|<(?:your|insert)(?![a-z])[^>\n]{0,40}>"
     r"|lorem ipsum|as an ai (?:language )?model|\bi'?m (?:just )?an ai language model",
     re.IGNORECASE,
 )
 """Blanks that nobody filled in, and phrases of another model about itself."""
+PLACEHOLDER_PARTS = ("{{", "[", "<", "lorem ipsum", " ai ")
 
-CONTACT = re.compile(
-    r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}\b"
-    r"|(?<![\w.])(?:\+\d{1,3}[ .-]?)?\(\d{2,4}\)[ .-]?\d{3,4}[ .-]?\d{3,4}(?!\d)"
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}\b")
+TELEPHONE = re.compile(
+    r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?\(\d{2,4}\)[ .-]?\d{3,4}[ .-]?\d{3,4}(?!\d)"
     r"|(?<![\w.])\+\d{1,3}(?:[ .-]?\d{2,4}){3,4}(?!\d)|(?<![\w.-])\d{3}[.-]\d{3}[.-]\d{4}(?![\d.-])"
 )
 """E-mail addresses and telephone numbers as people write them; reserved example domains do not count."""
+TELEPHONE_DIGITS = 7
 
+DIGIT = re.compile(r"\d")
 EXAMPLE_DOMAIN = re.compile(r"@(?:[\w-]+\.)*example\.(?:com|org|net)$|\.(?:example|test|invalid)$", re.IGNORECASE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufffe\uffff]")
 """Control characters, and what decoding leaves of bytes that it could not read."""
@@ -68,58 +78,89 @@ CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufffe\
 SHOWN_CHARS = 40
 
 
+def texts_of(conversation: Conversation) -> list[str]:
+    """Everything that is said in a conversation."""
+    return [text for m in conversation.messages for text in (m.content, m.extras) if text]
+
+
 def echoed(conversation: Conversation) -> str:
     """The first answer that is its question again, letters' case not counted."""
-    turns = conversation.messages
-    pairs = pairwise(turns)
-    same = (b.said for a, b in pairs if b.role == "assistant" and b.said and a.said.casefold() == b.said.casefold())
-    return _shown(next(same, ""))
+    for asked, answer in pairwise(conversation.messages):
+        same = answer.role == "assistant" and len(asked.said) == len(answer.said) and answer.said
+        if same and asked.said.casefold() == answer.said.casefold():
+            return _shown(answer.said)
+    return ""
 
 
-def placeholder(conversation: Conversation) -> str:
+def placeholder(texts: Sequence[str]) -> str:
     """The first blank that nobody filled in, or phrase of another model about itself."""
-    return _first(PLACEHOLDER, conversation)
+    return next((found for text in texts if _may_be_blank(text) and (found := _first(PLACEHOLDER, text))), "")
 
 
-def control(conversation: Conversation) -> str:
+def _may_be_blank(text: str) -> bool:
+    small = text.lower()
+    return any(part in small for part in PLACEHOLDER_PARTS)
+
+
+def control(texts: Sequence[str]) -> str:
     """The code point of the first control character."""
-    found = _first(CONTROL, conversation)
-    return f"U+{ord(found):04X}" if found else ""
+    found = next((match for text in texts if (match := CONTROL.search(text))), None)
+    return f"U+{ord(found.group()):04X}" if found else ""
 
 
-def contact(conversation: Conversation) -> str:
+def contact(texts: Sequence[str]) -> str:
     """The first e-mail address or telephone number."""
-    found = chain.from_iterable(CONTACT.finditer(text) for text in _texts(conversation))
-    return _shown(next((m.group() for m in found if not EXAMPLE_DOMAIN.search(m.group())), ""))
+    for text in texts:
+        if "@" in text:
+            for match in EMAIL.finditer(text):
+                if not EXAMPLE_DOMAIN.search(match.group()):
+                    return _shown(match.group())
+        if len(DIGIT.findall(text)) >= TELEPHONE_DIGITS and (found := _first(TELEPHONE, text)):
+            return found
+    return ""
 
 
-def secret(conversation: Conversation) -> str:
+def secret(texts: Sequence[str]) -> str:
     """The kind of the first key, token or password."""
-    texts = tuple(_texts(conversation))
-    return next((kind for kind, pattern in SECRETS if any(pattern.search(text) for text in texts)), "")
+    for text in texts:
+        if _may_be_secret(text):
+            kind = next((kind for kind, pattern in SECRETS if pattern.search(text)), "")
+            if kind:
+                return kind
+    return ""
 
 
-CHECKS: dict[str, Callable[[Conversation], str]] = {
-    "echoed": echoed,
+def _may_be_secret(text: str) -> bool:
+    if max(map(len, text.split()), default=0) >= SECRET_CHARS:
+        return True
+    small = text.lower()
+    return any(part in small for part in SHORT_SECRETS)
+
+
+CHECKS: dict[str, Callable[[Sequence[str]], str]] = {
     "placeholder": placeholder,
     "control": control,
     "secret": secret,
     "contact": contact,
 }
-"""Columns of the facts table that hold what a check found."""
+"""Columns of the facts table that hold what a check of the texts found."""
 
 
-def _texts(conversation: Conversation) -> Iterable[str]:
-    for message in conversation.messages:
-        yield message.content
-        if message.extras:
-            yield message.extras
-
-
-def _first(pattern: re.Pattern[str], conversation: Conversation) -> str:
-    found = (pattern.search(text) for text in _texts(conversation))
-    return _shown(next((match.group() for match in found if match), ""))
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return _shown(match.group()) if match else ""
 
 
 def _shown(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
+def pattern_of(words: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds any of some literal texts, the longest where several begin alike; none finds nothing."""
+    longest_first = sorted(filter(None, words), key=lambda word: (-len(word), word))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def special(texts: Sequence[str], tokens: re.Pattern[str]) -> str:
+    """The first control token of the model's tokenizer that stands in a text as if somebody had said it."""
+    return next((found for text in texts if (found := _first(tokens, text))), "")

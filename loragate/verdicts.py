@@ -25,6 +25,7 @@ class Finding:
         severity: What a failure of this rule means for the release.
         value: The number judged, where the rule judges one.
         limit: The number it was held against, where there is one.
+        examples: What breaks the rule, the first few, as they stand at the end of `detail`.
     """
 
     rule: str
@@ -33,6 +34,12 @@ class Finding:
     severity: Literal["refuse", "warn"] = "refuse"
     value: float | None = None
     limit: float | None = None
+    examples: tuple[str, ...] = ()
+
+    @property
+    def statement(self) -> str:
+        """The detail without the examples."""
+        return self.detail.partition(f": {self.examples[0]}")[0] if self.examples else self.detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loragate.config import Train
+from loragate.files import DataFile
 from loragate.limits import DataLimits
 from loragate.perplexity import Nll
-from loragate.record import CurvePoint
+from loragate.record import CurvePoint, Histogram
 from loragate.rows import Conversation
 
 Method = Literal["lora", "qlora"]
@@ -57,28 +58,84 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadRows:
-    """Read data files into canonical rows, split into two sides.
+class FetchDataSet:
+    """Bring a data set of a hub to this machine, as a folder that the library datasets saves.
 
     Attributes:
-        heldout: Share of rows to hold out, or files of held-out rows.
-        columns: (our name, the files' name) of columns to rename.
+        source: Hub id, or a local folder that the library loads.
+        subset: Configuration of the data set, empty for its only one.
+        split: The one split to take, empty for all.
+        revision: Branch, tag or commit, empty for the newest.
     """
 
-    train: tuple[str, ...]
-    heldout: float | tuple[str, ...]
-    format: str
-    columns: tuple[tuple[str, str], ...]
+    source: str
+    subset: str
+    split: str
+    revision: str
     folder: str
 
 
 @dataclass(frozen=True, slots=True)
-class RenderRows:
-    """Render canonical rows into token ids and masks, and state the facts about each."""
+class PrepareRows:
+    """Read data files, render their rows into token ids, and state the facts about each.
+
+    Attributes:
+        heldout_share: Share of the training rows to hold out.
+        language: ISO 639-1 code of the language that answers must be in, empty for any.
+        passage_words: Length in words of the passages that training rows must not share with protected ones.
+        workers: Processes to work in; 0 for as many as there are processors. The outcome does not depend on it,
+        shard_rows: nor on how many rows a process is given at once.
+    """
 
     base: Base
-    rows: str
+    files: tuple[DataFile, ...]
+    heldout_share: float
     max_tokens: int
+    language: str
+    passage_words: int
+    folder: str
+    workers: int = 0
+    shard_rows: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What was read.
+
+    Attributes:
+        rows: Rows by side; `unused` are those that a weight below 1 leaves out.
+        lengths, taught_shares: As in the record of an attempt.
+    """
+
+    rows: dict[str, int]
+    lengths: Histogram | None
+    taught_shares: Histogram | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRows:
+    """Copy prepared rows without those that the data gate has dropped.
+
+    Attributes:
+        rows: Folder of prepared rows.
+        dropped: File with the numbers of the facts of dropped rows.
+    """
+
+    rows: str
+    dropped: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class FixRows:
+    """Write a cleaned copy of data files: trimmed, without copies and without rows that a rule refuses.
+
+    Attributes:
+        rejects: File of the data gate's rejects.
+    """
+
+    files: tuple[DataFile, ...]
+    rejects: str
     folder: str
 
 
@@ -87,7 +144,7 @@ class FindNear:
     """Find rows that say almost what an earlier training row says.
 
     Attributes:
-        rows: Folder of rendered rows.
+        rows: Folder of prepared rows.
         jaccard: Similarity from which on two rows are near.
     """
 
@@ -101,6 +158,7 @@ class CheckFacts:
     """Judge a facts table with Great Expectations.
 
     Attributes:
+        facts: File of the facts table.
         near: File of near duplicates.
     """
 
@@ -121,7 +179,7 @@ class RuleResult:
         unexpected: How many of them broke the rule.
         examples: The first few as `file:row: what is wrong`.
         error: Why the expectation could not be evaluated, empty where it could.
-        limit: The limit in words, where the rule has one.
+        bound: Share of rows that may break the rule, or for the number of rows the fewest; 0 where none may.
         severity: What breaking the rule means for the release.
     """
 
@@ -131,8 +189,23 @@ class RuleResult:
     unexpected: int
     examples: tuple[str, ...]
     error: str
-    limit: str = ""
+    bound: float = 0.0
     severity: Literal["refuse", "warn"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFacts:
+    """What the data gate judges.
+
+    Attributes:
+        results: Outcome of every rule, on the rows that are left where some were dropped.
+        rows: Rows by side before any was dropped.
+        dropped: Rows dropped by side.
+    """
+
+    results: tuple[RuleResult, ...]
+    rows: dict[str, int]
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +374,7 @@ class ProbeGguf:
 
     Attributes:
         probes: File of probe texts with the training tokenizer's ids.
+        stop_ids: Ids that end an answer for the tokenizer and for generation.
     """
 
     gguf: str
@@ -308,6 +382,7 @@ class ProbeGguf:
     probes: str
     questions: tuple[Conversation, ...]
     answer_tokens: int
+    stop_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +399,8 @@ class GgufEvidence:
         unequal_prompts: Questions that the file's template renders differently.
         vocabulary: Number of tokens.
         stop_id: The end token of the file.
+        taught_stops: Tokens by which answers of the rows are taught to end.
+        unknown_stops: Those by which llama.cpp does not end an answer.
     """
 
     rows: tuple[Nll, ...]
@@ -335,4 +412,6 @@ class GgufEvidence:
     unequal_prompts: int
     vocabulary: int
     stop_id: int
+    taught_stops: tuple[int, ...]
+    unknown_stops: tuple[int, ...]
     answers: tuple[Answer, ...]

@@ -8,7 +8,7 @@ from loragate.attempt import Attempt
 from loragate.config import load, plain
 from loragate.environment import describe
 from loragate.errors import ConfigError, GateRefusedError
-from loragate.home import find_home
+from loragate.home import Kind, find_home
 from loragate.record import Closed, Opened, now
 from loragate.store import locked, write_atomically
 
@@ -41,16 +41,16 @@ def attempted(config: str, home: str | None, overrides: Sequence[str] | None) ->
 
 @contextmanager
 def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) -> Iterator[Attempt]:
-    """Open an attempt that only checks: its journal is kept apart from the releases', and MLflow hears nothing."""
+    """Open an attempt that only checks: its record is kept apart from the releases', and MLflow hears nothing."""
     run = load(Path(config), overrides or ())
     attempt = Attempt(run, find_home(home, run), "checks")
     attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
     try:
         yield attempt
     except GateRefusedError as refusal:
-        attempt.note("closed", "", Closed("refused", str(refusal), now()))
+        close(attempt, Closed("refused", str(refusal), now()), "checks")
         raise
-    attempt.note("closed", "", Closed("passed", "the data gate passed", now()))
+    close(attempt, Closed("passed", "the data gate passed", now()), "checks")
 
 
 def end(attempt: Attempt, closed: Closed) -> None:
@@ -70,9 +70,10 @@ def end(attempt: Attempt, closed: Closed) -> None:
             tracking.close_run(attempt, attempt.journal.read())
 
 
-def close(attempt: Attempt, closed: Closed) -> None:
+def close(attempt: Attempt, closed: Closed, kind: Kind = "record") -> None:
     """Write the last line of the journal, and the report made from it."""
     from loragate.engines import report
 
     attempt.note("closed", "", closed)
-    write_atomically(attempt.home.report(attempt.id), report.render_report(attempt.journal.read()))
+    page = report.render_report(attempt.journal.read(), kind)
+    write_atomically(attempt.home.report(attempt.id, kind), page)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from loragate.attempt import Attempt, Rows, recipe
+from loragate.attempt import Attempt, FetchedBase, Rows, recipe
 from loragate.perplexity import total
 from loragate.record import Rung
 from loragate.refs import Ref, digest_file
@@ -34,16 +34,21 @@ def export_gguf(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
 
 
 @task(name="probe GGUF", task_run_name="probe {name}", **STEP)
-def probe_gguf(attempt: Attempt, name: str, gguf: Ref, rows: Rows) -> GgufEvidence:
+def probe_gguf(attempt: Attempt, name: str, gguf: Ref, base: FetchedBase, rows: Rows) -> GgufEvidence:
     """Load a file in a fresh process, tokenise, score and talk to it."""
     limits = attempt.config.gates.quality
     questions = first_questions(rows, limits.num_samples)
     request = ProbeGguf(
-        gguf.path, rows.file("heldout.jsonl"), rows.file("probes.jsonl"), questions, limits.sample_tokens
+        gguf.path,
+        rows.file("heldout.jsonl"),
+        rows.file("probes.jsonl"),
+        questions,
+        limits.sample_tokens,
+        base.base.stop_ids,
     )
     steps = recipe(
         f"probe_{name}",
-        {"gguf": gguf.digest, "rows": rows.digest},
+        {"gguf": gguf.digest, "base": base.digest, "rows": rows.digest},
         code=CODE,
         libraries=LIBRARIES,
         settings={"samples": limits.num_samples, "answer_tokens": limits.sample_tokens},

@@ -1,27 +1,26 @@
 """The gates as tasks: judge, settle. A refusal is a result: it is on record before it ends the road."""
 
-from pathlib import Path
-
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, quality, training
-from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
-from loragate.config import plain
+from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.errors import GateRefusedError
 from loragate.record import Sample
-from loragate.refs import Ref
 from loragate.verdicts import Verdict
-from loragate.work import CheckFacts, FindNear, GgufEvidence, MergeEvidence, RuleResult
+from loragate.work import GgufEvidence, MergeEvidence
+from tasks.check_rows import check_rows, keep_rows
 from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
 
 
 @task(name="data gate", **STEP)
-def data_gate(attempt: Attempt, rows: Rows) -> None:
-    """Refuse rows that cannot teach the model to answer and to stop."""
-    settle(attempt, data.judge(_expectations(attempt, rows)))
+def data_gate(attempt: Attempt, rows: Rows) -> Rows:
+    """Refuse rows that cannot teach the model to answer and to stop; return those to go on with."""
+    evidence = check_rows(attempt, rows)
+    settle(attempt, data.judge(evidence.checked, attempt.config.gates.data))
+    return keep_rows(attempt, rows, evidence)
 
 
 @task(name="training gate", **STEP)
@@ -63,37 +62,6 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
     create_table_artifact(table=rows, key=key, description=verdict.sentence)
     if verdict.refuses:
         raise GateRefusedError(verdict.sentence)
-
-
-def _expectations(attempt: Attempt, rows: Rows) -> tuple[RuleResult, ...]:
-    limits = attempt.config.gates.data
-    near = _near(attempt, rows)
-    steps = recipe(
-        "facts",
-        {"rows": rows.digest, "near": near.digest},
-        code=("loragate.engines.expectations",),
-        libraries=("great_expectations", "pandas"),
-        settings=plain(limits),
-    )
-
-    def make(folder: Path) -> object:
-        request = CheckFacts(rows.file("facts.jsonl"), f"{near.path}/near.jsonl", limits, str(folder))
-        return attempt.call("loragate.engines.expectations:check_facts", request)
-
-    stored, results = attempt.build(steps, tuple[RuleResult, ...], make)
-    attempt.note("artifact", "great_expectations", stored.ref)
-    return results
-
-
-def _near(attempt: Attempt, rows: Rows) -> Ref:
-    jaccard = attempt.config.gates.data.near_jaccard
-    code, libraries = ("loragate.engines.near_duplicates", "loragate.rows"), ("rensa",)
-    steps = recipe("near", {"rows": rows.digest}, code=code, libraries=libraries, settings={"jaccard": jaccard})
-    target = "loragate.engines.near_duplicates:find_near"
-    stored, _ = attempt.build(
-        steps, dict[str, int], lambda folder: attempt.call(target, FindNear(rows.folder, jaccard, str(folder)))
-    )
-    return stored.ref
 
 
 def _samples(baseline: Measurement, tuned: Measurement, rows: Rows) -> tuple[Sample, ...]:

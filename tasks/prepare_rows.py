@@ -5,61 +5,94 @@ from pathlib import Path
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe
-from loragate.files import data_files, short_names
-from loragate.refs import digest_file
-from loragate.work import ReadRows, RenderRows
+from loragate.config import plain
+from loragate.files import DataFiles, content_digest, data_files, hub_name, hub_sources
+from loragate.work import FetchDataSet, Prepared, PrepareRows
 from tasks.policies import STEP
+
+CODE = (
+    "loragate.engines.examiner",
+    "loragate.engines.examples",
+    "loragate.engines.language_model",
+    "loragate.engines.languages",
+    "loragate.engines.sketches",
+    "loragate.engines.tables",
+    "loragate.files",
+    "loragate.formats",
+    "loragate.passages",
+    "loragate.reading",
+    "loragate.rendering",
+    "loragate.rows",
+    "loragate.streamed_json",
+    "loragate.texts",
+    "loragate.words",
+)
+"""Modules that decide what becomes of a row."""
 
 
 @task(name="prepare rows", **STEP)
 def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
     """Return rendered training and held-out rows with the facts about them."""
-    canonical = _read(attempt)
-    data = attempt.config.data
-    steps = recipe(
-        "examples",
-        {"rows": canonical.digest, "base": base.digest},
-        code=(
-            "loragate.engines.examples",
-            "loragate.engines.language_model",
-            "loragate.rendering",
-            "loragate.rows",
-            "loragate.texts",
-        ),
-        libraries=("transformers", "tokenizers", "detect-secrets"),
-        settings={"max_tokens": data.max_tokens},
-    )
-
-    def make(folder: Path) -> object:
-        request = RenderRows(base.base, canonical.folder, data.max_tokens, str(folder))
-        return attempt.call("loragate.engines.examples:render_rows", request)
-
-    stored, lengths = attempt.build(steps, dict[str, list[int]], make)
-    attempt.note("lengths", "", tuple(lengths["lengths"]))
-    return Rows(stored.ref.path, stored.ref.digest)
-
-
-def _read(attempt: Attempt) -> Rows:
-    data, files = attempt.config.data, data_files(attempt.run)
-    names = short_names(files.all)
-    digests = {name: digest_file(path) for path, name in names.items()}
+    files, limits = find_files(attempt), attempt.config.gates.data
+    digests = files.digests()
     for name, digest in digests.items():
         attempt.note("input", f"data/{name}", digest)
-    held = [names[path] for path in files.heldout] if isinstance(files.heldout, tuple) else files.heldout
+    attempt.note("input", "data", content_digest(digests))
+    data = attempt.config.data
+    settings = {
+        "files": [
+            [f.name, f.side, f.weight, f.format, list(map(list, f.columns)), digests[f.name]] for f in files.files
+        ],
+        "heldout_share": files.heldout_share,
+        "max_tokens": data.max_tokens,
+        "language": data.language or "",
+        "passage_words": limits.passage_words,
+    }
     steps = recipe(
         "rows",
-        digests,
-        code=("loragate.engines.tables", "loragate.files", "loragate.formats", "loragate.rows"),
-        libraries=("pyarrow",),
-        settings={"format": data.format, "columns": dict(data.columns), "heldout": held},
+        {"base": base.digest},
+        code=CODE,
+        libraries=("transformers", "tokenizers", "detect-secrets", "pyarrow", "py3langid", "rensa"),
+        settings=settings,
     )
 
     def make(folder: Path) -> object:
-        train = tuple(map(str, files.train))
-        heldout = tuple(map(str, files.heldout)) if isinstance(files.heldout, tuple) else files.heldout
-        columns = tuple(sorted(data.columns.items()))
-        request = ReadRows(train, heldout, data.format, columns, str(folder))
-        return attempt.call("loragate.engines.tables:read_rows", request)
+        request = PrepareRows(
+            base.base,
+            files.files,
+            files.heldout_share,
+            data.max_tokens,
+            data.language or "",
+            limits.passage_words,
+            str(folder),
+        )
+        return attempt.call("loragate.engines.examples:prepare", request)
 
-    stored, _ = attempt.build(steps, dict[str, int], make)
+    stored, prepared = attempt.build(steps, Prepared, make)
+    for name, shape in (("tokens", prepared.lengths), ("taught", prepared.taught_shares)):
+        if shape is not None:
+            attempt.note("histogram", name, shape)
     return Rows(stored.ref.path, stored.ref.digest)
+
+
+def find_files(attempt: Attempt) -> DataFiles:
+    """Find the data files, data sets of a hub fetched."""
+    fetched = {}
+    for source in hub_sources(attempt.run):
+        asked = plain(source)
+        steps = recipe(
+            "dataset",
+            {},
+            code=("loragate.engines.data_sets",),
+            libraries=("datasets",),
+            settings={name: asked[name] for name in ("source", "subset", "split", "revision")},
+        )
+        wanted = (source.source, source.subset or "", source.split or "", source.revision or "")
+
+        def make(folder: Path, wanted: tuple[str, str, str, str] = wanted) -> object:
+            return attempt.call("loragate.engines.data_sets:fetch", FetchDataSet(*wanted, str(folder)))
+
+        stored, commit = attempt.build(steps, str, make)
+        attempt.note("input", f"data_set/{hub_name(source)}@{commit or 'local'}", stored.ref.digest)
+        fetched[hub_name(source)] = Path(stored.ref.path)
+    return data_files(attempt.run, fetched)

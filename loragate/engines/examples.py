@@ -1,29 +1,41 @@
-"""Canonical rows into what the model reads (ids, mask) and what is known about each (the facts table)."""
+"""Data files into what the model reads (ids, mask) and what is known about each row (the facts table).
+
+Each row is read, rendered, tokenised, looked at and sketched once, in worker processes over shards of rows; what they
+return is written in the rows' order, so the outcome depends neither on the processes nor on the shards.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
-import jinja2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from loragate.child import Progress, Report
-from loragate.engines.language_model import encoder_of, load_tokenizer, template_of
-from loragate.rendering import Encode, Example, Template, TemplateError, render, render_text
-from loragate.rows import TEXT, Message, Row, as_fields, read_canonical
-from loragate.texts import CHECKS
-from loragate.work import RenderRows
+from loragate.engines.examiner import Draft, Examiner, Facts
+from loragate.engines.sketches import SKETCH, sketch
+from loragate.engines.tables import FOREIGN, TableWriter, columns_of
+from loragate.files import DataFile
+from loragate.passages import Passages
+from loragate.reading import Reading, Shard, read_shard, shards
+from loragate.record import histogram
+from loragate.rendering import Encode, read_rendered, rendered_line
+from loragate.rows import copies, position
+from loragate.work import KeepRows, Prepared, PrepareRows
+from loragate.workers import available, in_order
 
-T = TypeVar("T")
+SIDES = ("train", "heldout")
+PROBES_FILE = "probes.jsonl"
+WORKER_BYTES = 1 << 20
+"""Fewer bytes of data files are not worth one more process."""
 
 PROBED_ROWS = 200
 """Held-out rows whose texts the GGUF gate tokenises again."""
-
-ROLES = ("system", "user", "assistant", "tool")
-RESULTS = ("tool", "tool")
-"""Results of several calls follow each other and count as one turn."""
 
 PROBES = (
     "Hello, world!",
@@ -47,136 +59,157 @@ PROBES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known about one row before training: cheap columns for the data gate.
+class Piece:
+    """A shard and the file that it is of."""
+
+    shard: Shard
+    file: DataFile
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a worker makes of a piece.
 
     Attributes:
-        place: file:row of its origin.
-        problem: Why it could not be read or rendered, empty where it could.
-        roles_problem: What is wrong with the order of its roles, empty where nothing is.
-        answer_chars: Characters of the shortest answer, white space at its ends not counted.
-        tokens: Length in tokens after truncation.
-        supervised: Supervised tokens after truncation.
-        lost_stops: Assistant turns whose stop token is missing or not supervised after truncation.
-        truncated: Whether tokens were cut off.
-        echoed, placeholder, control, secret, contact: What `loragate.texts` found, empty where nothing.
+        lines: Rendered rows by side, lines of JSON.
+        sketches: Their sketches; `fact` counts within the piece.
+        lengths, taught_shares: How many training rows have so many tokens, and such a share of them supervised.
+        bytes_read: Bytes of the lines that it was made of, 0 where they are not known.
     """
 
-    side: str
-    place: str
-    problem: str
-    roles_problem: str
-    question: str
-    digest: str
-    answer_chars: int
-    tokens: int
-    supervised: int
-    lost_stops: int
-    truncated: bool
-    echoed: str
-    placeholder: str
-    control: str
-    secret: str
-    contact: str
+    facts: pa.RecordBatch
+    lines: dict[str, bytes]
+    sketches: dict[str, npt.NDArray[np.void]]
+    lengths: Counter[int]
+    taught_shares: Counter[int]
+    bytes_read: int
 
 
-def render_rows(request: RenderRows, report: Report) -> dict[str, list[int]]:
-    """Write rendered rows, the facts table and tokenizer probes; return the token lengths of the training rows."""
-    tokenizer = load_tokenizer(request.base)
-    encode = encoder_of(tokenizer)
-    folder, lengths = Path(request.folder), []
-    with (folder / "facts.jsonl").open("w", encoding="utf-8") as facts_file:
-        for side in ("train", "heldout"):
-            rows = list(read_canonical(Path(request.rows) / f"{side}.jsonl"))
-            with (folder / f"{side}.jsonl").open("w", encoding="utf-8") as file:
-                for row in _reported(rows, report, f"{side} rows"):
-                    template = template_of(tokenizer, row.conversation.tools)
-                    example, facts = _examine(row, side, request, template, encode)
-                    facts_file.write(json.dumps(asdict(facts)) + "\n")
-                    if example is not None:
-                        fields = asdict(example) | as_fields(row.conversation) | {"place": row.place}
-                        file.write(json.dumps(fields) + "\n")
-                        lengths += [len(example.ids)] if side == "train" else []
-    _write_probes(folder / "probes.jsonl", encode, request)
-    return {"lengths": lengths}
+def prepare(request: PrepareRows, report: Report) -> Prepared:
+    """Write rendered rows and their sketches by side, the facts table and tokenizer probes.
+
+    Raises:
+        DataFileError: A file is not what its name promises.
+    """
+    examiner, folder = Examiner(request, _passages(request)), Path(request.folder)
+    rows, lengths, taught = Counter[str](), Counter[int](), Counter[int]()
+    files = [file for file in request.files if file.side != "protected"]
+    size, read = sum(Path(file.path).stat().st_size for file in files), 0
+    workers = min(request.workers or available(), 1 + size // WORKER_BYTES)
+
+    def examine(piece: Piece) -> Examined:
+        return _examine(piece, examiner, request)
+
+    with TableWriter(folder / "facts.parquet", Facts) as facts, _Sides(folder) as sides:
+        for examined in in_order(examine, _pieces(files, request.shard_rows), workers):
+            sides.add(examined, facts_before=rows.total())
+            facts.add(examined.facts)
+            rows.update(examined.facts["side"].to_pylist())
+            lengths += examined.lengths
+            taught += examined.taught_shares
+            read += examined.bytes_read
+            report(Progress(rows.total(), max(rows.total(), rows.total() * size // read) if read else 0, "rows"))
+    _write_probes(folder, examiner.encode)
+    return Prepared(dict(rows), histogram(lengths, limit=request.max_tokens), histogram(taught))
 
 
-def _reported(rows: Sequence[T], report: Report, unit: str) -> Iterator[T]:
-    for done, row in enumerate(rows, start=1):
-        yield row
-        if done % 100 == 0 or done == len(rows):
-            report(Progress(done, len(rows), unit))
+def _pieces(files: list[DataFile], rows: int) -> Iterator[Piece]:
+    for file in files:
+        for shard in _shards(file, rows):
+            yield Piece(shard, file)
 
 
-def _examine(
-    row: Row, side: str, request: RenderRows, template: Template, encode: Encode
-) -> tuple[Example | None, Facts]:
-    text, problem = row.conversation.text, row.problem or ""
-    roles = "" if problem or text is not None else _roles_problem(row.messages)
-    example = None
-    if text is not None:
-        example = render_text(text, encode, end_id=request.base.end_id, max_tokens=request.max_tokens)
-    elif not problem and not roles:
-        stop_ids = frozenset(request.base.stop_ids)
-        try:
-            example = render(row.messages, template, encode, stop_ids=stop_ids, max_tokens=request.max_tokens)
-        except TemplateError as error:
-            problem = str(error)
-        except (
-            jinja2.TemplateError,
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ) as error:
-            problem = f"the chat template cannot render it: {error}"
-    return example, _facts(row, side, problem, roles, example)
+def _shards(file: DataFile, rows: int) -> Iterator[Shard]:
+    return shards(Path(file.path), file.name, Reading(file.format, dict(file.columns)), FOREIGN, rows)
 
 
-def _facts(row: Row, side: str, problem: str, roles_problem: str, example: Example | None) -> Facts:
-    answers = [len(m.said) for m in row.messages if m.role in ("assistant", TEXT) and m.taught]
-    return Facts(
-        side=side,
-        place=row.place,
-        problem=problem,
-        roles_problem=roles_problem,
-        question=row.question_digest if row.messages else f"unread {row.place}",
-        digest=row.digest if row.messages else f"unread {row.place}",
-        answer_chars=min(answers, default=0),
-        tokens=len(example.ids) if example else 0,
-        supervised=example.supervised if example else 0,
-        lost_stops=example.turns - example.stopped_turns if example else 0,
-        truncated=example.truncated if example else False,
-        **{name: check(row.conversation) for name, check in CHECKS.items()},
+def _passages(request: PrepareRows) -> Passages:
+    """Collect the passages of protected rows; what cannot be read there protects nothing."""
+    found = Passages(request.passage_words)
+    for file in request.files:
+        if file.side == "protected":
+            for shard in _shards(file, request.shard_rows):
+                for row in read_shard(shard):
+                    found.add(row)
+    return found
+
+
+def _examine(piece: Piece, examiner: Examiner, request: PrepareRows) -> Examined:
+    examined = list(examiner.examine(_drafts(piece, request)))
+    lines, sketches = {}, {}
+    for side in SIDES:
+        mine = [(n, draft) for n, (draft, _) in enumerate(examined) if draft.side == side and draft.example]
+        texts = [rendered_line(d.example, d.row.conversation, d.row.place) for _, d in mine if d.example]
+        lines[side] = b"".join(texts)
+        sketches[side] = sketch([draft.words for _, draft in mine])
+        sketches[side]["fact"] = [n for n, _ in mine]
+        sketches[side]["line"] = list(map(len, texts))
+    trained = [draft.example for draft, _ in examined if draft.side == "train" and draft.example]
+    return Examined(
+        facts=columns_of(Facts, [facts for _, facts in examined]),
+        lines=lines,
+        sketches=sketches,
+        lengths=Counter(example.rendered_tokens for example in trained),
+        taught_shares=Counter(round(100 * example.supervised / len(example.ids)) for example in trained),
+        bytes_read=sum(len(raw.content) for raw in piece.shard.raws if isinstance(raw.content, bytes)),
     )
 
 
-def _roles_problem(messages: Sequence[Message]) -> str:
-    """Say what is wrong with the order of roles: [system] (user assistant)+, tool results counting as questions."""
-    roles = [m.role for m in messages]
-    unknown = [role for role in roles if role not in ROLES]
-    if unknown:
-        return f"unknown role {unknown[0]!r}; known roles: {', '.join(ROLES)}"
-    if "system" in roles[1:]:
-        return "a system message stands after the first place"
-    turns = [
-        role for role, last in zip(roles, ["", *roles], strict=False) if role != "system" and (role, last) != RESULTS
-    ]
-    for position, role in enumerate(turns):
-        asks = role in ("user", "tool")
-        if asks == bool(position % 2):
-            expected = "assistant" if position % 2 else "user"
-            return f"turn {position + 1} is from {role!r}, must be from {expected!r}: roles alternate"
-    if not turns or turns[-1] != "assistant":
-        return f"the last message is from {roles[-1]!r}; a row must end with 'assistant'"
-    return ""
+def _drafts(piece: Piece, request: PrepareRows) -> Iterator[Draft]:
+    """Yield the rows of a piece with the side that each goes to, and how often an epoch takes it."""
+    for row in read_shard(piece.shard):
+        if piece.file.side == "heldout" or position(row) < request.heldout_share:
+            yield Draft(row, "heldout")
+        else:
+            taken = 1 if row.problem else copies(row, piece.file.weight)
+            yield Draft(row, "train" if taken else "unused", taken)
 
 
-def _write_probes(path: Path, encode: Encode, request: RenderRows) -> None:
+class _Sides:
+    """The files of rendered rows and their sketches, written as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {name: (folder / f"{name}.jsonl").open("wb") for name in SIDES}
+        self.sketches = {name: (folder / f"{name}.sketches").open("wb") for name in SIDES}
+        self.bytes = 0
+
+    def add(self, examined: Examined, facts_before: int) -> None:
+        for name in SIDES:
+            self.files[name].write(examined.lines[name])
+            numbered = examined.sketches[name]
+            numbered["fact"] += facts_before
+            self.sketches[name].write(numbered.tobytes())
+
+    def __enter__(self) -> "_Sides":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (*self.files.values(), *self.sketches.values()):
+            file.close()
+
+
+def keep(request: KeepRows, report: Report) -> dict[str, int]:
+    """Copy the rendered rows that are not dropped, with the probes; return how many rows each side keeps."""
+    dropped = np.fromfile(request.dropped, dtype="<u8")
+    kept = {}
+    for name in SIDES:
+        stays = ~np.isin(np.fromfile(Path(request.rows) / f"{name}.sketches", dtype=SKETCH)["fact"], dropped)
+        with (
+            (Path(request.rows) / f"{name}.jsonl").open("rb") as rows,
+            (Path(request.folder) / f"{name}.jsonl").open("wb") as out,
+        ):
+            out.writelines(line for line, stay in zip(rows, stays.tolist(), strict=True) if stay)
+        kept[name] = int(stays.sum())
+        report(Progress(len(kept), len(SIDES), "sides"))
+    shutil.copy(Path(request.rows) / PROBES_FILE, request.folder)
+    return kept
+
+
+def _write_probes(folder: Path, encode: Encode) -> None:
     """Write texts with their ids: what the first held-out rows say, and texts made to be hard."""
-    rows = islice(read_canonical(Path(request.rows) / "heldout.jsonl"), PROBED_ROWS)
+    with (folder / "heldout.jsonl").open("rb") as lines:
+        rows = [read_rendered(line)[1] for line in islice(lines, PROBED_ROWS)]
     texts = [(message.content, True) for row in rows for message in row.messages]
-    with path.open("w", encoding="utf-8") as file:
+    with (folder / PROBES_FILE).open("w", encoding="utf-8") as file:
         for text, of_a_row in texts + [(text, False) for text in PROBES]:
             file.write(json.dumps({"text": text, "ids": list(encode(text)), "of_a_row": of_a_row}) + "\n")

@@ -1,45 +1,55 @@
 """The data gate's rules as Great Expectations over the facts table.
 
 Great Expectations passes an empty suite, an empty table and a column of nulls; each of these is a rule of its own here.
+Which rows break a rule is read off the facts by the rule's own condition, so that a million of them need no list in
+memory; where that count is not what Great Expectations counted, the rule could not be evaluated.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import great_expectations as gx
 import great_expectations.expectations as _gxe
+import numpy as np
 import pandas as pd
 from great_expectations.expectations.row_conditions import Column
 
 from loragate.child import Progress, Report
 from loragate.limits import DataLimits
-from loragate.work import CheckFacts, RuleResult
+from loragate.work import CheckedFacts, CheckFacts, RuleResult
 
 gxe: Any = _gxe  # its names are there, but not exported as a type checker understands it
 MAX_EXAMPLES = 5
-REJECTS = "rejects.jsonl"
-FLAGS = frozenset({"truncated", "duplicate", "conflict", "leaked"})
+REJECTS, DROPPED = "rejects.jsonl", "dropped.u8"
+SIDES = ("train", "heldout")
+FLAGS = frozenset({"truncated", "doubled_bos", "duplicate", "conflict", "leaked"})
 """Columns that say yes or no; other columns say what was found."""
 
 KNOWN = (
-    "place",
+    "file",
+    "row",
     "problem",
     "roles_problem",
     "question",
     "digest",
     "answer_chars",
+    "longest_answer",
     "tokens",
     "supervised",
     "lost_stops",
     "truncated",
+    "doubled_bos",
     "echoed",
     "placeholder",
     "control",
     "secret",
     "contact",
+    "special",
+    "language",
+    "passage",
 )
 """Columns that must be known for every row; one that the table lacks is known for none. (Great Expectations itself
 passes over a null.)"""
@@ -47,115 +57,135 @@ passes over a null.)"""
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One expectation under its machine name, and the column that says what is wrong with a row."""
+    """One expectation under its machine name, the rows that break it, and the column that says what is wrong."""
 
     name: str
     side: str
     expectation: Any
+    broken: Callable[[pd.DataFrame], "pd.Series[bool]"]
     reason: str = ""
-    limit: str = ""
+    bound: float = 0.0
     severity: Literal["refuse", "warn"] = "refuse"
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """One rule that one row breaks, and why."""
+def check_facts(request: CheckFacts, report: Report) -> CheckedFacts:
+    """Run every rule; write Great Expectations' results and data docs, and `rejects.jsonl`, into the folder.
 
-    side: str
-    place: str
-    rule: str
-    severity: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What the rules of one side found: results in the rules' order, and each broken rule of each row."""
-
-    results: tuple[RuleResult, ...]
-    rejects: tuple[Reject, ...]
-
-
-def check_facts(request: CheckFacts, report: Report) -> tuple[RuleResult, ...]:
-    """Run every rule; write Great Expectations' results and data docs, and `rejects.jsonl`, into the folder."""
-    facts = pd.read_json(request.facts, lines=True, dtype=False)
-    facts = _derived(facts.reindex(columns=["side", *KNOWN]), _near(request.near))
-    context = gx.get_context(mode="file", project_root_dir=request.folder)
-    source = context.data_sources.add_pandas("facts")
-    results: list[RuleResult] = []
-    rejects: list[Reject] = []
-    sides = ("train", "heldout")
-    for done, side in enumerate(sides, start=1):
-        rules = list(rules_for(side, request.limits))
-        outcomes = _validate(context, source, facts[facts["side"] == side], rules, Path(request.folder))
-        results += outcomes.results
-        rejects += outcomes.rejects
-        report(Progress(done, len(sides), "suites"))
+    Where rows are to be dropped, those that break a refusing rule are, and the rules are run again on what is left.
+    """
+    folder = Path(request.folder)
+    facts = read_facts(Path(request.facts), Path(request.near))
+    context = gx.get_context(mode="file", project_root_dir=folder)
+    with (folder / REJECTS).open("w", encoding="utf-8") as rejects:
+        judged = _Pass(context, folder, request.limits, rejects)
+        results, dropped = judged.run(facts, "", report)
+        if request.limits.on_reject == "drop" and dropped.any():
+            rest = read_facts(Path(request.facts), Path(request.near), without=facts.index[dropped])
+            results, _ = replace(judged, rejects=None).run(rest, "_rest", report)
+        else:
+            dropped[:] = False
     context.build_data_docs()
-    lines = (json.dumps(asdict(reject)) + "\n" for reject in rejects)
-    (Path(request.folder) / REJECTS).write_text("".join(lines), encoding="utf-8")
-    return tuple(results)
+    facts.index[dropped].to_numpy(np.uint64).tofile(folder / DROPPED)
+    counts = {side: int((dropped & (facts["side"] == side)).sum()) for side in SIDES}
+    return CheckedFacts(results, {side: int((facts["side"] == side).sum()) for side in SIDES}, counts)
 
 
-def _near(path: str) -> pd.DataFrame:
-    """Near duplicates by side and place."""
-    columns = ["side", "place", "near", "jaccard"]
-    with Path(path).open(encoding="utf-8") as file:
-        found = pd.DataFrame([json.loads(line) for line in file], columns=columns, dtype=object)
-    near = "near " + found["near"].astype(str) + ", Jaccard " + found["jaccard"].astype(str)
-    return found.assign(near=near)[["side", "place", "near"]]
-
-
-def _derived(facts: pd.DataFrame, near: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns that compare rows with each other."""
-    missing = facts[list(KNOWN)].isna()
-    facts["unknown"] = missing.idxmax(axis=1).where(missing.any(axis=1), "")
-    keys = {"side": object, "place": object}
-    facts = facts.astype(keys).merge(near, how="left", on=["side", "place"]).fillna({"near": ""})
+def read_facts(path: Path, near: Path, without: "pd.Index[int] | None" = None) -> pd.DataFrame:
+    """Read the facts, leave out some of them, and add the columns that compare rows with each other."""
+    facts = pd.read_parquet(path)
+    facts = facts.reindex(columns=["side", *KNOWN])
+    facts["near"] = _near(near, without)
+    facts["near"] = facts["near"].fillna("")
+    if without is not None:
+        facts = facts.drop(index=without)
+    facts["unknown"] = _unknown(facts)
     train = facts["side"] == "train"
-    facts["duplicate"] = facts[train].duplicated("digest").reindex(facts.index, fill_value=False)
+    facts["duplicate"] = facts.loc[train, "digest"].duplicated().reindex(facts.index, fill_value=False)
     facts["leaked"] = ~train & facts["question"].isin(facts.loc[train, "question"])
-    answers = facts[train].groupby("question")["digest"].transform("nunique").reindex(facts.index, fill_value=1)
-    facts["conflict"] = answers > 1
+    different = facts.loc[train, ["question", "digest"]].drop_duplicates()
+    several = different.loc[different["question"].duplicated(), "question"]
+    facts["conflict"] = train & facts["question"].isin(several)
     return facts
+
+
+def _near(path: Path, without: "pd.Index[int] | None") -> "pd.Series[str]":
+    """Near duplicates by the number of their facts; what is near to a row that is left out is not near to it."""
+    with path.open(encoding="utf-8") as file:
+        found = [json.loads(line) for line in file]
+    gone = frozenset() if without is None else frozenset(without)
+    texts = {
+        entry["fact"]: f"near {entry['near']}, Jaccard {entry['jaccard']}"
+        for entry in found
+        if entry["earlier"] not in gone
+    }
+    return pd.Series(texts, dtype="str")
+
+
+def _unknown(facts: pd.DataFrame) -> "pd.Series[str]":
+    """The first column that is not known, for each row; empty where all are."""
+    unknown = pd.Series("", index=facts.index, dtype="str")
+    for name in reversed(KNOWN):
+        missing = facts[name].isna()
+        if missing.any():
+            unknown[missing] = name
+    return unknown
 
 
 def rules_for(side: str, limits: DataLimits) -> Iterator[Rule]:
     """Yield the rules of one side (train or heldout)."""
     fewest = limits.min_train_rows if side == "train" else limits.min_heldout_rows
-    yield Rule("rows", side, gxe.ExpectTableRowCountToBeBetween(min_value=fewest), limit=f"at least {fewest}")
-    yield Rule("facts_known", side, gxe.ExpectColumnValuesToBeInSet(column="unknown", value_set=[""]), "unknown")
-    yield Rule("format", side, gxe.ExpectColumnValuesToBeInSet(column="problem", value_set=[""]), "problem")
-    yield Rule("roles", side, gxe.ExpectColumnValuesToBeInSet(column="roles_problem", value_set=[""]), "roles_problem")
-    yield Rule("answer_not_empty", side, _at_least("answer_chars", limits.min_answer_chars))
-    yield Rule("answer_supervised", side, _at_least("supervised", 1))
-    yield Rule("stop_token_supervised", side, gxe.ExpectColumnValuesToBeBetween(column="lost_stops", max_value=0))
+    rows = gxe.ExpectTableRowCountToBeBetween(min_value=fewest)
+    yield Rule("rows", side, rows, lambda facts: facts["side"] != side, bound=fewest)
+    yield _mostly("facts_known", side, "unknown", 0.0)
+    yield _mostly("format", side, "problem", 0.0)
+    yield _mostly("roles", side, "roles_problem", 0.0)
+    yield _between("answer_not_empty", side, "answer_chars", least=limits.min_answer_chars)
+    yield _between("answer_length", side, "longest_answer", most=limits.max_answer_chars)
+    yield _between("answer_supervised", side, "supervised", least=1)
+    yield _between("stop_token_supervised", side, "lost_stops", most=0)
     yield _mostly("not_truncated", side, "truncated", limits.max_truncated_share)
+    yield _mostly("bos_once", side, "doubled_bos", 0.0)
+    yield _mostly("no_special_tokens", side, "special", limits.max_special_share)
     yield _mostly("answer_not_question", side, "echoed", limits.max_echoed_share)
     yield _mostly("no_control_characters", side, "control", limits.max_control_share)
     yield _mostly("no_secrets", side, "secret", limits.max_secret_share)
+    yield _mostly("language", side, "language", limits.max_foreign_share)
     yield _warning(_mostly("no_placeholders", side, "placeholder", limits.max_placeholder_share))
     yield _warning(_mostly("no_contacts", side, "contact", limits.max_contact_share))
     if side == "train":
         yield _mostly("no_duplicates", side, "duplicate", limits.max_duplicate_share)
         yield _warning(_mostly("no_near_duplicates", side, "near", limits.max_near_duplicate_share))
         yield _warning(_mostly("one_answer_per_question", side, "conflict", limits.max_conflict_share))
+        yield _mostly("not_in_protected", side, "passage", limits.max_passage_share)
     else:
         yield _mostly("not_in_training_rows", side, "leaked", limits.max_leaked_share)
         yield _mostly("not_near_training_rows", side, "near", limits.max_near_leaked_share)
 
 
-def _at_least(column: str, fewest: int) -> Any:
+def _between(name: str, side: str, column: str, least: int | None = None, most: int | None = None) -> Rule:
     """Expect a number of every row that could be rendered; what is wrong with the others has a rule of its own."""
     rendered = (Column("problem") == "") & (Column("roles_problem") == "")
-    return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=fewest, row_condition=rendered)
+    expectation = gxe.ExpectColumnValuesToBeBetween(
+        column=column, min_value=least, max_value=most, row_condition=rendered
+    )
+
+    def broken(facts: pd.DataFrame) -> "pd.Series[bool]":
+        values = facts[column]
+        outside = values < least if least is not None else values > most
+        return (facts["problem"] == "") & (facts["roles_problem"] == "") & outside
+
+    return Rule(name, side, expectation, broken)
 
 
 def _mostly(name: str, side: str, column: str, max_share: float) -> Rule:
     """Expect a column to be false or empty in most rows; a column of texts says what was found."""
     fine, reason = ([False], "") if column in FLAGS else ([""], column)
     expectation = gxe.ExpectColumnValuesToBeInSet(column=column, value_set=fine, mostly=1 - max_share)
-    return Rule(name, side, expectation, reason, limit=f"at most {max_share:.3g} of all allowed")
+
+    def broken(facts: pd.DataFrame) -> "pd.Series[bool]":
+        return facts[column].notna() & ~facts[column].isin(fine)
+
+    return Rule(name, side, expectation, broken, reason, max_share)
 
 
 def _warning(rule: Rule) -> Rule:
@@ -163,19 +193,60 @@ def _warning(rule: Rule) -> Rule:
     return replace(rule, severity="warn")
 
 
-def _validate(context: Any, source: Any, facts: pd.DataFrame, rules: Sequence[Rule], folder: Path) -> Outcomes:
-    side = rules[0].side
-    batch = source.add_dataframe_asset(side).add_batch_definition_whole_dataframe(side)
-    suite = context.suites.add(gx.ExpectationSuite(name=side, expectations=[rule.expectation for rule in rules]))
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=side, data=batch, suite=suite))
-    result_format = {"result_format": "COMPLETE", "unexpected_index_column_names": ["place"]}
-    outcome = definition.run(batch_parameters={"dataframe": facts}, result_format=result_format)
-    (folder / f"results_{side}.json").write_text(json.dumps(outcome.to_json_dict(), indent=1), encoding="utf-8")
-    by_place = facts.set_index("place")
-    by_identity = {_identity(result.expectation_config.to_json_dict()): result for result in outcome.results}
-    found = [(rule, by_identity[_identity(rule.expectation.configuration.to_json_dict())]) for rule in rules]
-    rejects = [reject for rule, result in found for reject in _rejects(rule, result, by_place)]
-    return Outcomes(tuple(_result(rule, result, by_place) for rule, result in found), tuple(rejects))
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One run of all rules.
+
+    Attributes:
+        rejects: Where the rows that break a rule are listed; None for nowhere.
+    """
+
+    context: Any
+    folder: Path
+    limits: DataLimits
+    rejects: Any
+
+    def run(self, facts: pd.DataFrame, mark: str, report: Report) -> tuple[tuple[RuleResult, ...], "pd.Series[bool]"]:
+        """Run the rules on both sides; return their results, and which rows a rule that refuses rejects."""
+        source = self.context.data_sources.add_pandas(f"facts{mark}")
+        rejected = pd.Series(data=False, index=facts.index)
+        results: list[RuleResult] = []
+        for done, side in enumerate(SIDES, start=1):
+            part = facts[facts["side"] == side]
+            for rule, outcome in self._validate(source, part, side, mark):
+                broken = part[rule.broken(part)]
+                results.append(_result(rule, outcome, broken))
+                self._list(rule, broken)
+                if rule.severity == "refuse" and not outcome.success:
+                    rejected[broken.index] = True
+            report(Progress(done, len(SIDES), "suites"))
+        return tuple(results), rejected
+
+    def _validate(self, source: Any, facts: pd.DataFrame, side: str, mark: str) -> list[tuple[Rule, Any]]:
+        """Have Great Expectations evaluate the rules of one side; results come in the rules' order."""
+        rules, name = list(rules_for(side, self.limits)), f"{side}{mark}"
+        batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
+        suite = gx.ExpectationSuite(name=name, expectations=[rule.expectation for rule in rules])
+        definition = gx.ValidationDefinition(name=name, data=batch, suite=self.context.suites.add(suite))
+        definition = self.context.validation_definitions.add(definition)
+        form = {
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": MAX_EXAMPLES,
+            "unexpected_index_column_names": ["file", "row"],
+        }
+        outcome = definition.run(batch_parameters={"dataframe": facts}, result_format=form)
+        text = json.dumps(outcome.to_json_dict(), indent=1)
+        (self.folder / f"results_{name}.json").write_text(text, encoding="utf-8")
+        found = {_identity(result.expectation_config.to_json_dict()): result for result in outcome.results}
+        return [(rule, found[_identity(rule.expectation.configuration.to_json_dict())]) for rule in rules]
+
+    def _list(self, rule: Rule, broken: pd.DataFrame) -> None:
+        """List the rows that break a rule, with the machine's reason."""
+        if self.rejects is not None:
+            for place, reason in _places(rule, broken):
+                entry = {"side": rule.side, "place": place, "rule": rule.name}
+                entry |= {"severity": rule.severity, "reason": reason}
+                self.rejects.write(json.dumps(entry) + "\n")
 
 
 def _identity(configuration: dict[str, Any]) -> str:
@@ -184,31 +255,35 @@ def _identity(configuration: dict[str, Any]) -> str:
     return json.dumps([configuration["type"], kwargs], sort_keys=True)
 
 
-def _result(rule: Rule, outcome: Any, by_place: pd.DataFrame) -> RuleResult:
-    raised = outcome.exception_info or {}
-    raised = raised if "raised_exception" in raised else next(iter(raised.values()), {})
+def _result(rule: Rule, outcome: Any, broken: pd.DataFrame) -> RuleResult:
     result = outcome.result
-    evaluated = result.get("element_count", result.get("observed_value", 0)) or 0
-    examples = [f"{place}: {reason}" if reason else place for place, reason in _places(rule, outcome, by_place)]
+    evaluated = int(result.get("element_count", result.get("observed_value", 0)) or 0)
+    unexpected = int(result.get("unexpected_count", 0) or 0)
+    error = _raised(outcome)
+    if not error and unexpected != len(broken):
+        error = f"Great Expectations counts {unexpected} rows that break the rule, the facts say {len(broken)}"
+    examples = [f"{place}: {reason}" if reason else place for place, reason in _places(rule, broken[:MAX_EXAMPLES])]
     return RuleResult(
         rule=f"{rule.side}.{rule.name}",
         success=bool(outcome.success),
-        evaluated=int(evaluated),
-        unexpected=int(result.get("unexpected_count", 0) or 0),
-        examples=tuple(examples[:MAX_EXAMPLES]),
-        error=str(raised.get("exception_message", "")) if raised.get("raised_exception") else "",
-        limit=rule.limit,
+        evaluated=evaluated,
+        unexpected=unexpected,
+        examples=tuple(examples),
+        error=error,
+        bound=rule.bound,
         severity=rule.severity,
     )
 
 
-def _places(rule: Rule, outcome: Any, by_place: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def _raised(outcome: Any) -> str:
+    """Why an expectation could not be evaluated, empty where it could."""
+    raised = outcome.exception_info or {}
+    raised = raised if "raised_exception" in raised else next(iter(raised.values()), {})
+    return str(raised.get("exception_message", "")) if raised.get("raised_exception") else ""
+
+
+def _places(rule: Rule, broken: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Yield the place of each row that breaks a rule, and why where the facts say more than the rule."""
-    for entry in outcome.result.get("unexpected_index_list") or []:
-        place = entry["place"]
-        yield place, str(by_place[rule.reason].loc[[place]].iloc[0]) if rule.reason else ""
-
-
-def _rejects(rule: Rule, outcome: Any, by_place: pd.DataFrame) -> Iterator[Reject]:
-    for place, reason in _places(rule, outcome, by_place):
-        yield Reject(rule.side, place, rule.name, rule.severity, reason)
+    reasons = broken[rule.reason].astype(str) if rule.reason else [""] * len(broken)
+    for file, row, reason in zip(broken["file"], broken["row"], reasons, strict=True):
+        yield f"{file}:{row}", reason

@@ -6,6 +6,7 @@ Shapes in names: B rows, T positions, V vocabulary.
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,14 +21,18 @@ import transformers
 from huggingface_hub import HfApi, snapshot_download
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from loragate.child import Progress, Report
 from loragate.errors import BaseModelError
-from loragate.rendering import Example
+from loragate.rendering import Example, read_rendered
 from loragate.rows import TEXT, Message
 from loragate.work import Base, FetchBase, Model
 
 transformers.logging.set_verbosity_error()
+
+GENERATION = re.compile(r"\{%-?\s*generation\b")
+"""Where a chat template marks what the model itself says."""
 
 AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models that change the logits after the output head (Gemma 2, Cohere, Granite)."""
@@ -169,37 +174,55 @@ def with_adapter(weights: Any, model: Model) -> Any:
 
 
 def template_of(tokenizer: Any, tools: str = "") -> Callable[[Sequence[Message], bool], str]:
-    """The tokenizer's chat template, given tools as JSON, as a function of messages and generation prompt."""
+    """The tokenizer's chat template, given tools as JSON, as a function of messages and generation prompt.
+
+    The template is compiled once; the tokenizer's own function looks it up, and much else, for every conversation.
+    """
     offered = json.loads(tools) if tools else None
+    compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=offered))
+    given = {**tokenizer.special_tokens_map, "tools": offered, "documents": None}
 
     def apply(messages: Sequence[Message], prompt: bool) -> str:
         if messages[0].role == TEXT:
             return messages[0].content
         turns = [message.for_template() for message in messages]
-        return str(tokenizer.apply_chat_template(turns, tools=offered, tokenize=False, add_generation_prompt=prompt))
+        return str(compiled.render(messages=turns, add_generation_prompt=prompt, **given))
 
     return apply
 
 
-def encoder_of(tokenizer: Any) -> Callable[[str], list[int]]:
-    """The tokenizer as a function from text to ids that adds nothing."""
-    return lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def marked_answers(tokenizer: Any, messages: Sequence[Message], tools: str = "") -> list[str] | None:
+    """What the chat template itself marks as generated, answer by answer; None where it marks nothing."""
+    offered = json.loads(tools) if tools else None
+    template = tokenizer.get_chat_template(tools=offered)
+    if not GENERATION.search(template):
+        return None
+    rendered: Any = render_jinja_template(
+        conversations=[[message.for_template() for message in messages]],
+        tools=offered,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    (text,), (spans,) = rendered
+    return [text[start:end] for start, end in spans]
+
+
+def encoder_of(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    """The tokenizer as a function from texts to their ids that adds nothing and cuts nothing."""
+    if not tokenizer.is_fast:
+        return lambda texts: [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    fast = tokenizer.backend_tokenizer
+    fast.no_truncation()
+    fast.no_padding()
+    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def read_examples(path: str) -> list[Example]:
-    """Read rendered rows."""
-    with Path(path).open(encoding="utf-8") as file:
-        return [_example(json.loads(line)) for line in file]
-
-
-def _example(fields: dict[str, Any]) -> Example:
-    return Example(
-        ids=tuple(fields["ids"]),
-        mask=tuple(bool(m) for m in fields["mask"]),
-        turns=fields["turns"],
-        stopped_turns=fields["stopped_turns"],
-        rendered_tokens=fields["rendered_tokens"],
-    )
+    """Read rendered rows, each as often as an epoch takes it."""
+    with Path(path).open("rb") as file:
+        examples = [read_rendered(line)[0] for line in file]
+    return [example for example in examples for _ in range(example.copies)]
 
 
 def by_length(examples: Sequence[Example], forward_tokens: int) -> Iterator[list[int]]:

@@ -18,7 +18,8 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from loragate.child import Progress, Report, run_tool
 from loragate.errors import StepError
 from loragate.perplexity import Nll
-from loragate.rows import Conversation, from_fields
+from loragate.rendering import Example, read_rendered
+from loragate.rows import Conversation
 from loragate.work import Answer, ExportGguf, GgufEvidence, ProbeGguf
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
@@ -73,8 +74,10 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
     Raises:
         StepError: llama.cpp cannot load it.
     """
-    examples = _read_lines(request.examples)
-    longest = max([len(example["ids"]) for example in examples] + [256 + request.answer_tokens])
+    with Path(request.examples).open("rb") as lines:
+        rows = [read_rendered(line)[:2] for line in lines]
+    examples = [example for example, _ in rows]
+    longest = max([len(example.ids) for example in examples] + [256 + request.answer_tokens])
     try:
         llm = llama_cpp.Llama(request.gguf, n_ctx=longest + 8, n_batch=longest + 8, verbose=False, seed=0)
     except ValueError as error:
@@ -89,7 +92,9 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         probes=sum(not p["of_a_row"] for p in probes),
         unequal_probes=tuple(p["text"] for p in unequal if not p["of_a_row"]),
         template=template,
-        unequal_prompts=sum(not _renders_equal(llm, template, example) for example in examples),
+        unequal_prompts=sum(not _renders_equal(llm, template, *row) for row in rows),
+        taught_stops=tuple(sorted(taught := _taught_stops(examples, request.stop_ids))),
+        unknown_stops=tuple(stop for stop in sorted(taught) if not _ends_generation(llm, stop)),
         vocabulary=llm.n_vocab(),
         stop_id=llm.token_eos(),
         answers=tuple(_answers(llm, request, report)),
@@ -105,13 +110,22 @@ def _tokens(llm: llama_cpp.Llama, text: str) -> list[int]:
     return llm.tokenize(text.encode(), add_bos=False, special=True)
 
 
-def _renders_equal(llm: llama_cpp.Llama, template: str, example: dict[str, Any]) -> bool:
+def _taught_stops(examples: Sequence[Example], stop_ids: Sequence[int]) -> set[int]:
+    """Tokens by which answers of these rows are taught to end."""
+    return {e.ids[end - 1] for e in examples for _, end in e.spans if e.ids[end - 1] in stop_ids}
+
+
+def _ends_generation(llm: llama_cpp.Llama, token: int) -> bool:
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    return bool(llama_cpp.llama_vocab_is_eog(vocabulary, token))
+
+
+def _renders_equal(llm: llama_cpp.Llama, template: str, example: Example, conversation: Conversation) -> bool:
     """Whether the file's own template and vocabulary turn a row's question into the ids that training used."""
-    conversation = from_fields(example)
     turns, tools = _asked(conversation.question)
     asked = _formatter(llm, template)(messages=turns, tools=tools).prompt if conversation.text is None else None
     prompt = _tokens(llm, asked or conversation.text or "")
-    return prompt[: len(example["ids"])] == example["ids"][: len(prompt)]
+    return tuple(prompt[: len(example.ids)]) == example.ids[: len(prompt)]
 
 
 def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:
@@ -120,15 +134,15 @@ def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:
     return Jinja2ChatFormatter(template=template, eos_token=text[0], bos_token=text[1], stop_token_ids=[eos])
 
 
-def _score(llm: llama_cpp.Llama, examples: Sequence[dict[str, Any]], report: Report) -> Iterator[Nll]:
+def _score(llm: llama_cpp.Llama, examples: Sequence[Example], report: Report) -> Iterator[Nll]:
     """Sum negative log-likelihood over each row's supervised tokens; what all rows begin with is decoded once."""
     shared = _shared_prefix(examples)
     memory = llama_cpp.llama_get_memory(llm.ctx)
     llama_cpp.llama_memory_clear(memory, True)
     if shared:
-        _decode(llm, examples[0]["ids"][:shared], 0, ())
+        _decode(llm, examples[0].ids[:shared], 0, ())
     for done, example in enumerate(examples, start=1):
-        ids, mask = example["ids"], example["mask"]
+        ids, mask = example.ids, example.mask
         asked = [position for position in range(shared, len(ids) - 1) if mask[position + 1]]
         llama_cpp.llama_memory_seq_rm(memory, 0, shared, -1)
         _decode(llm, ids[shared:], shared, asked)
@@ -138,11 +152,12 @@ def _score(llm: llama_cpp.Llama, examples: Sequence[dict[str, Any]], report: Rep
             report(Progress(done, len(examples), "rows"))
 
 
-def _shared_prefix(examples: Sequence[dict[str, Any]]) -> int:
+def _shared_prefix(examples: Sequence[Example]) -> int:
     """Tokens that all rows begin with and none is asked about, one less so that each row has a token of its own."""
-    shortest = min((len(example["ids"]) for example in examples), default=1)
+    shortest = min((len(example.ids) for example in examples), default=1)
+    asked_first = min((example.spans[0][0] for example in examples if example.spans), default=shortest)
     for position in range(shortest - 1):
-        if len({example["ids"][position] for example in examples}) > 1 or any(e["mask"][position] for e in examples):
+        if position >= asked_first or len({example.ids[position] for example in examples}) > 1:
             return max(0, position - 1)
     return max(0, shortest - 2)
 

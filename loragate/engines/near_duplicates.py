@@ -1,84 +1,173 @@
-"""Near duplicates: rows that say almost what an earlier training row says (rensa finds the candidates).
+"""Near duplicates: rows that say almost what an earlier training row says.
 
-Similarity is the Jaccard index (intersection over union) of the rows' sets of three-word shingles in small letters.
-MinHash with banding proposes candidates, which are then compared exactly, so nothing is reported that is not so. With
-32 bands of 8 a pair of similarity s is proposed with probability 1 - (1 - s^8)^32: 0.997 at 0.8.
+Rows whose sketches share a band are candidates; those whose sketches as a whole look near enough are read back and
+compared exactly, so nothing is reported that is not so. Bands are compared by sorting, one after the other, so memory
+holds one band of all rows, and time grows with the number of rows as sorting does.
 """
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from rensa import RMinHash, RMinHashLSH
+import numpy as np
+import numpy.typing as npt
 
 from loragate.child import Progress, Report
-from loragate.rows import from_fields
+from loragate.engines.sketches import BANDS, PERMUTATIONS, SKETCH, shingles_of
+from loragate.rendering import read_rendered
+from loragate.texts import texts_of
+from loragate.words import words_of
 from loragate.work import FindNear
 
-SHINGLE_WORDS = 3
-PERMUTATIONS, BANDS = 256, 32
-SEED = 1
-CHUNK_ROWS = 1000
-MAX_CANDIDATES = 16
-"""Candidates compared for one row: where there are more, the data is full of copies and one is found early."""
+Indices = npt.NDArray[np.int64]
 
-WORD = re.compile(r"\w+")
+FIRST, LAST = 4, 4
+"""Of the rows that share a band, each is a candidate with the first few training rows and with those just before it."""
+SLACK_SIGMAS = 4.0
+"""A sketch tells similarity with an error of sqrt(s (1 - s) / permutations); candidates may fall short by this many."""
+MAX_COMPARED = 16
+"""Candidates compared exactly for one row: where there are more, the data is full of copies and one is found early."""
+CHUNK_PAIRS = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A row that is near an earlier training row.
+
+    Attributes:
+        fact: Number of the row's facts.
+        earlier, near: Number of the other's facts, and its place.
+    """
+
+    fact: int
+    side: Literal["train", "heldout"]
+    earlier: int
+    near: str
+    jaccard: float
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a row says, as far as comparing needs it."""
+
+    fact: int
+    place: str
+    shingles: frozenset[tuple[str, ...]]
+
+
+class Lines:
+    """Rendered rows by their numbers."""
+
+    def __init__(self, file: BinaryIO, sketches: npt.NDArray[Any]) -> None:
+        """Read from an open file that has a line a sketch."""
+        self.file, self.facts = file, sketches["fact"]
+        self.starts = np.concatenate([[0], np.cumsum(sketches["line"], dtype=np.int64)])
+
+    def read(self, number: int) -> Said:
+        """Read a row."""
+        self.file.seek(int(self.starts[number]))
+        _, conversation, place = read_rendered(self.file.readline())
+        return Said(int(self.facts[number]), place, shingles_of(words_of(texts_of(conversation))))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rendered rows of one side and their sketches."""
+
+    sketches: npt.NDArray[Any]
+    path: Path
+
+    @classmethod
+    def of(cls, folder: Path, side: str) -> "Rows":
+        """Find one side in a folder of prepared rows."""
+        path = folder / f"{side}.sketches"
+        empty = path.stat().st_size == 0
+        return cls(np.zeros(0, SKETCH) if empty else np.memmap(path, SKETCH, "r"), folder / f"{side}.jsonl")
+
+    @contextmanager
+    def open(self) -> Iterator[Lines]:
+        """Read rows while the context lasts."""
+        with self.path.open("rb") as file:
+            yield Lines(file, self.sketches)
 
 
 def find_near(request: FindNear, report: Report) -> dict[str, int]:
-    """Write `near.jsonl`: side, place, the earlier training row it is near to, and their similarity."""
-    folder, found = Path(request.rows), {"train": 0, "heldout": 0}
-    index = RMinHashLSH(threshold=request.jaccard, num_perm=PERMUTATIONS, num_bands=BANDS)
-    offsets: list[int] = []
-    with (
-        (folder / "train.jsonl").open("rb") as train,
-        (Path(request.folder) / "near.jsonl").open("w", encoding="utf-8") as out,
-    ):
-        for side in ("train", "heldout"):
-            for offset, place, shingles, sketch in _sketched(folder / f"{side}.jsonl", report, side):
-                near = _nearest(shingles, index.query(sketch), train, offsets, request.jaccard)
-                if near:
-                    out.write(json.dumps({"side": side, "place": place, "near": near[0], "jaccard": near[1]}) + "\n")
-                    found[side] += 1
-                if side == "train":
-                    index.insert(len(offsets), sketch)
-                    offsets.append(offset)
+    """Write `near.jsonl`: the row's fact, the place of the earlier training row it is near to, and their similarity."""
+    folder = Path(request.rows)
+    train, heldout = Rows.of(folder, "train"), Rows.of(folder, "heldout")
+    pairs = _candidates(train, heldout, request.jaccard, report)
+    found = {"train": 0, "heldout": 0}
+    with (Path(request.folder) / "near.jsonl").open("w", encoding="utf-8") as out:
+        for near in _confirmed(pairs, train, heldout, request.jaccard):
+            out.write(json.dumps(asdict(near)) + "\n")
+            found[near.side] += 1
     return found
 
 
-def _sketched(path: Path, report: Report, side: str) -> Iterator[tuple[int, str, frozenset[str], RMinHash]]:
-    """Yield each row's offset in its file, place, shingles and MinHash."""
-    with path.open("rb") as file:
-        total = sum(1 for _ in file)
-        file.seek(0)
-        offset = 0
-        for start in range(0, total, CHUNK_ROWS):
-            lines = [file.readline() for _ in range(min(CHUNK_ROWS, total - start))]
-            rows = [(place, shingles) for place, shingles in map(_shingled, lines)]
-            sketches = RMinHash.from_token_sets([list(s) for _, s in rows], PERMUTATIONS, SEED)
-            for line, (place, shingles), sketch in zip(lines, rows, sketches, strict=True):
-                yield offset, place, shingles, sketch
-                offset += len(line)
-            report(Progress(min(start + CHUNK_ROWS, total), total, f"{side} rows"))
+def _candidates(train: Rows, heldout: Rows, jaccard: float, report: Report) -> npt.NDArray[np.int64]:
+    """Pairs (row, earlier training row) whose sketches look near, sorted; held-out rows count on from training rows."""
+    slack = SLACK_SIGMAS * float(np.sqrt(jaccard * (1 - jaccard) / PERMUTATIONS))
+    fewest = int(np.floor(PERMUTATIONS * (jaccard - slack)))
+    found: list[npt.NDArray[np.int64]] = []
+    for band in range(BANDS):
+        hashes = np.concatenate([train.sketches["bands"][:, band], heldout.sketches["bands"][:, band]])
+        for row, earlier in _sharing(hashes, len(train.sketches)):
+            near = _agreeing(train, heldout, row, earlier) >= fewest
+            found.append(np.stack([row[near], earlier[near]], axis=1))
+        report(Progress(band + 1, BANDS, "bands"))
+    return np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
 
 
-def _shingled(line: bytes) -> tuple[str, frozenset[str]]:
-    fields = json.loads(line)
-    words = [word for m in from_fields(fields).messages for word in WORD.findall(m.said.lower())]
-    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
-    return str(fields["place"]), frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in starts)
+def _sharing(hashes: npt.NDArray[np.uint32], train_rows: int) -> Iterator[tuple[Indices, Indices]]:
+    """Yield rows that share a hash, in chunks: (row, earlier training row)."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    new = np.concatenate([[True], ordered[1:] != ordered[:-1]]) if len(ordered) else np.zeros(0, bool)
+    first = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0))
+    rank = np.arange(len(ordered)) - first
+    members = np.flatnonzero(rank > 0)
+    for start in range(0, len(members), CHUNK_PAIRS // (FIRST + LAST)):
+        part = members[start : start + CHUNK_PAIRS // (FIRST + LAST)]
+        steps = np.arange(FIRST)[:, None]
+        others = np.concatenate([first[part] + steps, part - 1 - np.arange(LAST)[:, None]])
+        good = (others >= first[part]) & (others < part)
+        row = order[np.broadcast_to(part, others.shape)[good]]
+        earlier = order[others[good]]
+        trained = earlier < train_rows
+        yield row[trained].astype(np.int64), earlier[trained].astype(np.int64)
 
 
-def _nearest(
-    shingles: frozenset[str], candidates: Sequence[int], train: BinaryIO, offsets: Sequence[int], jaccard: float
-) -> tuple[str, float] | None:
-    """The first candidate that is near enough, read back from the file and compared exactly."""
-    for number in sorted(candidates)[:MAX_CANDIDATES]:
-        train.seek(offsets[number])
-        place, other = _shingled(train.readline())
-        similarity = len(shingles & other) / len(shingles | other)
-        if similarity >= jaccard:
-            return place, round(similarity, 4)
-    return None
+def _agreeing(train: Rows, heldout: Rows, row: Indices, earlier: Indices) -> Indices:
+    """How many minima two sketches share."""
+    signs = np.empty((len(row), PERMUTATIONS), np.uint8)
+    inside = row < len(train.sketches)
+    signs[inside] = train.sketches["signs"][row[inside]]
+    signs[~inside] = heldout.sketches["signs"][row[~inside] - len(train.sketches)]
+    return np.asarray((signs == train.sketches["signs"][earlier]).sum(axis=1), dtype=np.int64)
+
+
+def _confirmed(pairs: npt.NDArray[np.int64], train: Rows, heldout: Rows, jaccard: float) -> Iterator[Near]:
+    """Compare each row with its candidates, the earliest first, until one is near."""
+    with train.open() as train_lines, heldout.open() as heldout_lines:
+        for start, end in _runs(pairs[:, 0]):
+            row = int(pairs[start, 0])
+            held = row >= len(train.sketches)
+            mine = (heldout_lines if held else train_lines).read(row - held * len(train.sketches))
+            for earlier in pairs[start : min(end, start + MAX_COMPARED), 1].tolist():
+                other = train_lines.read(earlier)
+                similarity = len(mine.shingles & other.shingles) / len(mine.shingles | other.shingles)
+                if similarity >= jaccard:
+                    side: Literal["train", "heldout"] = "heldout" if held else "train"
+                    yield Near(mine.fact, side, other.fact, other.place, round(similarity, 4))
+                    break
+
+
+def _runs(values: Indices) -> Iterator[tuple[int, int]]:
+    """Yield where each run of equal values starts and ends."""
+    if not len(values):
+        return
+    edges = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    yield from zip(edges.tolist(), [*edges[1:].tolist(), len(values)], strict=True)

@@ -1,4 +1,4 @@
-"""The release report: everything on record about one attempt as one HTML document that opens offline.
+"""The report: everything on record about one attempt or check as one HTML document that opens offline.
 
 Promises: nothing is loaded from outside and no script runs (a content security policy tells the browser so);
 every text of the record is data, never markup; the same record gives the same bytes; a number that is not
@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue as Json
 
-from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot
+from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot, shares_plot
 from loragate.engines.report_text import duration, number, public, ratio, readable, when
-from loragate.record import AttemptRecord, CurvePoint, Rung, Sample
+from loragate.home import Kind
+from loragate.record import AttemptRecord, CurvePoint, Histogram, Rung, Sample
 from loragate.verdicts import Status, Verdict
 
 MOST_SAMPLES = 12
@@ -26,7 +27,7 @@ MOST_STEPS = 8
 """Most step numbers listed in a row; the rest is counted."""
 
 UNFINISHED = (
-    "This attempt has not closed its record: it is still running, or it was killed before it could say how "
+    "This {} has not closed its record: it is still running, or it was killed before it could say how "
     "it ended. What it had found by then follows."
 )
 
@@ -49,24 +50,33 @@ class Step:
     to_baseline: float | None
 
 
-def render_report(record: AttemptRecord) -> str:
-    """Render a record as one self-contained HTML document; a section without data says so in one line."""
+def render_report(record: AttemptRecord, kind: Kind = "record") -> str:
+    """Render a record as one self-contained HTML document; a section without data says so in one line.
+
+    The report of a check has no sections about what a check does not do: train, measure, sample.
+    """
+    trains = kind == "record"
+    noun = "attempt" if trains else "check"
     return (
         _environment()
         .get_template("report.html.jinja")
         .render(
             record=record,
-            reason=record.closed.message if record.closed else UNFINISHED,
-            headlines=_headlines(record),
+            trains=trains,
+            noun=noun,
+            reason=record.closed.message if record.closed else UNFINISHED.format(noun),
+            headlines=_headlines(record) if trains else _check_headlines(record),
             gates=sorted(record.verdicts, key=_urgency),
             plots={
                 "loss": loss_plot(record.curve),
                 "ladder": ladder_plot(record.ladder),
-                "lengths": lengths_plot(record.token_lengths, _token_limit(record)),
+                "lengths": lengths_plot(record.lengths, _token_limit(record)),
+                "shares": shares_plot(record.taught_shares),
             },
             training=_training_facts(record.curve),
             steps=_steps(record.ladder),
-            lengths=_length_facts(record.token_lengths),
+            lengths=_length_facts(record.lengths),
+            shares=_share_facts(record.taught_shares),
             samples=record.samples[:MOST_SAMPLES],
             total_seconds=math.fsum(s for s in record.seconds.values() if math.isfinite(s)),
             config=tuple(_flat(record.opened.config)),
@@ -114,6 +124,34 @@ def _headlines(record: AttemptRecord) -> tuple[Fact, ...]:
         _stops_fact(record.samples),
         _time_fact(record.seconds),
     )
+
+
+def _check_headlines(record: AttemptRecord) -> tuple[Fact, ...]:
+    return (
+        _rules_fact(record.verdicts),
+        _rows_fact(record.lengths),
+        _taught_fact(record.taught_shares),
+        _time_fact(record.seconds),
+    )
+
+
+def _rules_fact(verdicts: Sequence[Verdict]) -> Fact:
+    findings = [finding for verdict in verdicts for finding in verdict.findings]
+    if not findings:
+        return Fact("Rules that hold", "none judged")
+    broken = [finding.severity for finding in findings if not finding.passed]
+    note = f"{broken.count('refuse'):,} refuse, {broken.count('warn'):,} warn" if broken else "none refuses or warns"
+    return Fact("Rules that hold", f"{len(findings) - len(broken):,} of {len(findings):,}", note)
+
+
+def _rows_fact(lengths: Histogram | None) -> Fact:
+    name = "Training rows rendered"
+    return Fact(name, number(lengths.values), f"{lengths.total:,} tokens") if lengths else Fact(name, "none rendered")
+
+
+def _taught_fact(shares: Histogram | None) -> Fact:
+    name = "Supervised share"
+    return Fact(name, f"{shares.median}%", "of a row's tokens, median") if shares else Fact(name, "not counted")
 
 
 def _gates_fact(verdicts: Sequence[Verdict]) -> Fact:
@@ -200,17 +238,25 @@ def _quotient(value: float, by: float) -> float:
     return value / by if by else math.nan
 
 
-def _length_facts(lengths: Sequence[int]) -> tuple[Fact, ...]:
-    if not lengths:
+def _length_facts(lengths: Histogram | None) -> tuple[Fact, ...]:
+    if lengths is None:
         return ()
-    ordered = sorted(lengths)
-    last = len(ordered) - 1
     return (
-        Fact("Rows", number(len(ordered)), f"{sum(ordered):,} tokens together"),
-        Fact("Shortest", number(ordered[0]), "tokens"),
-        Fact("Median", number(ordered[last // 2]), "tokens"),
-        Fact("90% have at most", number(ordered[math.ceil(0.9 * last)]), "tokens"),
-        Fact("Longest", number(ordered[-1]), "tokens"),
+        Fact("Rows", number(lengths.values), f"{lengths.total:,} tokens together"),
+        Fact("Shortest", number(lengths.smallest), "tokens"),
+        Fact("Median", number(lengths.median), "tokens"),
+        Fact("90% have at most", number(lengths.ninetieth), "tokens"),
+        Fact("Longest", number(lengths.largest), "tokens"),
+    )
+
+
+def _share_facts(shares: Histogram | None) -> tuple[Fact, ...]:
+    if shares is None:
+        return ()
+    return (
+        Fact("Median share", f"{shares.median}%", "of a row's tokens"),
+        Fact("Smallest share", f"{shares.smallest}%", "of a row's tokens"),
+        Fact("Largest share", f"{shares.largest}%", "of a row's tokens"),
     )
 
 

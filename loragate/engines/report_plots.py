@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG: loss curves, perplexity ladder, lengths of rows.
+"""The report's plots as inline SVG: loss curves, perplexity ladder, lengths of rows, shares of them that are taught.
 
 The same values give the same bytes. Colours are left to the page, which has a light and a dark palette; text
 stays text. A value that is not finite is never drawn; whoever shows the plot writes it out.
@@ -15,10 +15,10 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator
 
 from loragate.engines.report_text import number
-from loragate.record import CurvePoint, Rung
+from loragate.record import CurvePoint, Histogram, Rung
 
 MOST_BARS = 16
 """Most rungs drawn in the ladder's plot; the table beside it has them all."""
@@ -32,6 +32,8 @@ LABEL_CHARACTERS = 18
 """Longest label of a bar."""
 LONG_TICK = 1e5
 """From here on a tick is written as a power of ten."""
+WHOLE_ROW = 101
+"""Where the axis of shares ends: behind the bar of 100 percent."""
 
 INK: Final = "#010a02"
 GRID: Final = "#010a03"
@@ -108,21 +110,32 @@ def ladder_plot(ladder: Sequence[Rung]) -> Plot | None:
         return _plot(figure, "ladder", f"Bars of perplexity: {values}", caption)
 
 
-def lengths_plot(lengths: Sequence[int], limit: int | None) -> Plot | None:
+def lengths_plot(lengths: Histogram | None, limit: int | None) -> Plot | None:
     """Draw how many rows have how many tokens, and the limit where it is set; None without rows."""
-    if not lengths:
+    if lengths is None:
         return None
-    shortest, longest = min(lengths), max(lengths)
     with mpl.rc_context(STYLE):
         figure, axes = _canvas(2.6)
-        width = max(1, math.ceil((longest - shortest + 1) / 32))
-        axes.hist(lengths, bins=list(range(shortest, longest + width + 1, width)), color=COLOURS["blue"])
-        _draw_limit(axes, limit, longest)
-        axes.set(xlabel="tokens per row", ylabel="rows")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.grid(axis="y")
-        label = f"Histogram of {len(lengths):,} rows between {shortest:,} and {longest:,} tokens"
+        _draw_histogram(axes, lengths, "blue")
+        _draw_limit(axes, limit, lengths.largest)
+        axes.set_xlabel("tokens per row")
+        label = f"Histogram of {lengths.values:,} rows between {lengths.smallest:,} and {lengths.largest:,} tokens"
         return _plot(figure, "lengths", label, _over(lengths, limit))
+
+
+def shares_plot(shares: Histogram | None) -> Plot | None:
+    """Draw in how many rows how many percent of the tokens are supervised; None without rows."""
+    if shares is None:
+        return None
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(2.6)
+        _draw_histogram(axes, shares, "green")
+        axes.set_xlim(0, max(WHOLE_ROW, shares.start + shares.width * len(shares.counts)))
+        axes.xaxis.set_major_locator(MultipleLocator(20))
+        axes.set_xlabel("supervised tokens in percent of the row")
+        between = f"between {shares.smallest} and {shares.largest} percent of their tokens supervised"
+        caption = "Supervised tokens are those the model learns to say; the others are only read."
+        return _plot(figure, "shares", f"Histogram of {shares.values:,} rows, {between}", caption)
 
 
 def _drawable(value: float | None) -> bool:
@@ -191,6 +204,15 @@ def _label(name: str) -> str:
     return text if len(text) <= LABEL_CHARACTERS else f"{text[: LABEL_CHARACTERS - 3]}..."
 
 
+def _draw_histogram(axes: Axes, histogram: Histogram, colour: str) -> None:
+    starts = [histogram.start + histogram.width * place for place in range(len(histogram.counts))]
+    axes.bar(starts, histogram.counts, width=histogram.width, align="edge", color=COLOURS[colour])
+    axes.set_ylabel("rows")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(axis="y")
+
+
 def _draw_limit(axes: Axes, limit: int | None, longest: int) -> None:
     """Draw the limit unless it lies so far out that the rows would be squeezed into a corner."""
     if limit and limit <= 2 * longest:
@@ -199,11 +221,10 @@ def _draw_limit(axes: Axes, limit: int | None, longest: int) -> None:
         axes.legend()
 
 
-def _over(lengths: Sequence[int], limit: int | None) -> str:
+def _over(lengths: Histogram, limit: int | None) -> str:
     if not limit:
         return ""
-    longer = sum(length > limit for length in lengths)
-    return f"{longer:,} of {len(lengths):,} rows are longer than data.max_tokens = {limit:,}."
+    return f"{lengths.beyond:,} of {lengths.values:,} rows are longer than data.max_tokens = {limit:,}."
 
 
 def _plot(figure: Figure, name: str, label: str, caption: str) -> Plot:

@@ -1,46 +1,29 @@
-"""Data files into canonical rows on disk (pyarrow reads tables, and unpacks zstd)."""
+"""Tables on disk (pyarrow): data files that are tables, zstd, and the facts table."""
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO, cast
+from types import TracebackType
+from typing import Any, BinaryIO, Self, cast
 
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from loragate.child import Progress, Report
 from loragate.errors import DataFileError
-from loragate.files import Foreign, Reading, read_file, short_names
 from loragate.formats import Raw
-from loragate.rows import Row, canonical_line, split
-from loragate.work import ReadRows
+from loragate.reading import Foreign
+
+ROW_GROUP = 1 << 16
+"""Rows of a facts table that are written together, however they came: the same facts are the same bytes."""
 
 
-def read_rows(request: ReadRows, report: Report) -> dict[str, int]:
-    """Write `train.jsonl` and `heldout.jsonl` with every row of the files and return their numbers of rows.
+def table_rows(path: Path) -> Iterator[Raw]:
+    """Read rows in batches, so that a large table never stands in memory whole.
 
-    Rows that could not be read stay in, with their problem, for the data gate to refuse.
+    Raises:
+        DataFileError: It is no table of the kind that its name says.
     """
-    files = request.train + (request.heldout if isinstance(request.heldout, tuple) else ())
-    rows: dict[str, list[Row]] = {}
-    names = short_names([Path(file) for file in files])
-    reading = Reading(Foreign(_table_rows, _unpacked), request.format, dict(request.columns))
-    for done, file in enumerate(files, start=1):
-        rows[file] = list(read_file(Path(file), names[Path(file)], reading))
-        report(Progress(done, len(files), "files"))
-    train = [row for file in request.train for row in rows[file]]
-    if isinstance(request.heldout, tuple):
-        sides = tuple(train), tuple(row for file in request.heldout for row in rows[file])
-    else:
-        sides = split(train, request.heldout)
-    return {
-        name: _write(Path(request.folder) / f"{name}.jsonl", side)
-        for name, side in zip(("train", "heldout"), sides, strict=True)
-    }
-
-
-def _table_rows(path: Path) -> Iterator[Raw]:
-    """Read rows in batches, so that a large table never stands in memory whole."""
     try:
         for batch in _batches(path):
             batch.validate(full=True)  # a damaged table otherwise ends the process, or is read as something else
@@ -51,18 +34,61 @@ def _table_rows(path: Path) -> Iterator[Raw]:
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     if path.suffix.lower() == ".parquet":
-        yield from parquet.ParquetFile(path).iter_batches()
+        yield from parquet.ParquetFile(path).iter_batches(batch_size=4096)
         return
     with pa.memory_map(str(path)) as source, ipc.open_stream(source) as stream:
         yield from stream
 
 
-def _unpacked(path: Path) -> BinaryIO:
+def unpacked(path: Path) -> BinaryIO:
+    """What a .zst file holds."""
     stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
     return cast(BinaryIO, io.BufferedReader(stream))
 
 
-def _write(path: Path, rows: Sequence[Row]) -> int:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(map(canonical_line, rows))
-    return len(rows)
+FOREIGN = Foreign(table_rows, unpacked)
+
+TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+
+
+def columns_of(kind: type, values: Sequence[Any]) -> pa.RecordBatch:
+    """Flat dataclasses of one kind as columns."""
+    names = [(field.name, TYPES[field.type]) for field in fields(kind)]
+    arrays = [pa.array([getattr(value, name) for value in values], type_) for name, type_ in names]
+    return pa.RecordBatch.from_arrays(arrays, [name for name, _ in names])
+
+
+class TableWriter:
+    """A .parquet file that is written as its rows come; its bytes do not depend on how they came."""
+
+    def __init__(self, path: Path, kind: type) -> None:
+        """Write flat dataclasses of one kind."""
+        self.schema = columns_of(kind, ()).schema
+        self.writer = parquet.ParquetWriter(path, self.schema, compression="zstd")
+        self.waiting: list[pa.RecordBatch] = []
+        self.rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add rows."""
+        self.waiting.append(batch)
+        self.rows += len(batch)
+        while self.rows >= ROW_GROUP:
+            self._write(ROW_GROUP)
+
+    def _write(self, rows: int) -> None:
+        table = pa.Table.from_batches(self.waiting, self.schema).combine_chunks()
+        self.writer.write_table(table.slice(0, rows), row_group_size=ROW_GROUP)
+        self.waiting = table.slice(rows).to_batches()
+        self.rows -= rows
+
+    def __enter__(self) -> Self:
+        """Nothing to prepare."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what is left, unless something went wrong."""
+        if error is None:
+            self._write(self.rows)
+        self.writer.close()

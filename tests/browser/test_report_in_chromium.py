@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import JsonValue
 
 from loragate.engines.report import render_report
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample
+from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample, histogram
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude
 
@@ -125,7 +126,8 @@ def full_record() -> AttemptRecord:
         verdicts=verdicts(),
         ladder=tuple(Rung(name, Nll(123_456_789.0 - i, 100_000_000)) for i, name in enumerate(names)),
         curve=tuple(CurvePoint(s, 2 / s, 1e-4, 0.5, 2.1 / s if s % 5 == 0 else None) for s in range(1, 101)),
-        token_lengths=tuple(range(10, 600, 7)),
+        lengths=histogram(dict.fromkeys(range(10, 600, 7), 1), limit=512),
+        taught_shares=histogram({3: 1, 40: 5, 41: 6, 97: 2}),
         samples=(
             Sample("用一句话解释装饰器 🐍", "مرحبا بالعالم", hostile, LONG * 9, False, True),
             Sample(LONG, LONG, "", "x\n" * 50, False, True),
@@ -166,7 +168,7 @@ def test_every_gate_has_one_row_and_every_finding_too(browse: Browse) -> None:
 
 def test_the_plots_are_drawn_and_hostile_text_ran_nothing(browse: Browse) -> None:
     seen = measured(browse, render_report(full_record()), PHONE_WIDTH)
-    assert [width > 250 for width in seen["plots"]] == [True, True, True]  # type: ignore[attr-defined]
+    assert [width > 250 for width in seen["plots"]] == [True] * 4  # type: ignore[attr-defined]
     assert min(seen["drawn"]) > 5  # type: ignore[call-overload]
     assert seen["scripts"] == 0
     assert "REFUSED" in str(seen["title"])
@@ -175,6 +177,14 @@ def test_the_plots_are_drawn_and_hostile_text_ran_nothing(browse: Browse) -> Non
 def test_an_attempt_that_has_just_begun_lays_out_too(browse: Browse) -> None:
     seen = measured(browse, render_report(AttemptRecord(opened(), None)), PHONE_WIDTH)
     assert (seen["verdictSeen"], seen["gates"], seen["scroll"]) == (True, [], PHONE_WIDTH)
+
+
+def test_a_check_lays_out_on_a_phone_with_its_two_plots_only(browse: Browse) -> None:
+    checked = replace(full_record(), verdicts=verdicts()[:1], closed=Closed("passed", "the data gate passed", LONG))
+    seen = measured(browse, render_report(checked, "checks"), PHONE_WIDTH)
+    assert (seen["verdict"], seen["gates"]) == ("✓ PASSED", ["data"])
+    assert (seen["scroll"], seen["outside"]) == (PHONE_WIDTH, [])
+    assert len(seen["plots"]) == 2  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import parquet
+
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines import examples, language_model, tables, training
-from loragate.work import Base, FetchBase, ReadRows, RenderRows, TrainAdapter, Trained
+from loragate.engines import examples, language_model, training
+from loragate.files import DataFile
+from loragate.work import Base, FetchBase, PrepareRows, TrainAdapter, Trained
 
 Raw = dict[str, Any]
 
@@ -40,13 +43,18 @@ def describe(folder: Path) -> Base:
     return language_model.fetch(FetchBase(str(folder), True, None, False, ""), ignore)
 
 
+def asked(base: Base, folder: Path, *files: DataFile, **more: Any) -> PrepareRows:
+    """Ask for rows to be prepared in a folder, in this process."""
+    settings: dict[str, Any] = {"heldout_share": 0.0, "max_tokens": 96, "language": "", "passage_words": 13}
+    return PrepareRows(base, files, folder=str(folder), **(settings | {"workers": 1} | more))
+
+
 def render_files(base: Base, folder: Path, train: Path, heldout: Path, max_tokens: int = 96) -> Path:
     """Read and render data files of any kind; return the folder of rendered rows."""
-    canonical, rendered = folder / "canonical", folder / "rendered"
-    canonical.mkdir(parents=True)
-    rendered.mkdir()
-    tables.read_rows(ReadRows((str(train),), (str(heldout),), "auto", (), str(canonical)), ignore)
-    examples.render_rows(RenderRows(base, str(canonical), max_tokens, str(rendered)), ignore)
+    rendered = folder / "rendered"
+    rendered.mkdir(parents=True)
+    files = DataFile(str(train), train.name, "train"), DataFile(str(heldout), heldout.name, "heldout")
+    examples.prepare(asked(base, rendered, *files, max_tokens=max_tokens), ignore)
     return rendered
 
 
@@ -54,6 +62,12 @@ def render(base: Base, folder: Path, train: Sequence[Raw], heldout: Sequence[Raw
     """Write rows to train.jsonl and heldout.jsonl, render them, and return the folder of rendered rows."""
     files = write(folder / "train.jsonl", train), write(folder / "heldout.jsonl", heldout)
     return render_files(base, folder, *files, max_tokens)
+
+
+def facts_of(rows: Path) -> list[Raw]:
+    """The facts table in a folder of rendered rows, each with its place."""
+    facts: list[Raw] = parquet.read_table(rows / "facts.parquet").to_pylist()
+    return [fact | {"place": f"{fact['file']}:{fact['row']}"} for fact in facts]
 
 
 @dataclass(frozen=True, slots=True)

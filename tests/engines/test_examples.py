@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepared import Raw, describe, pairs, read, render, render_files, write
+from prepared import Raw, describe, facts_of, pairs, read, render, render_files, write
 
 from loragate.engines.language_model import encoder_of, load_tokenizer, template_of
 from loragate.rendering import Example
@@ -46,8 +46,9 @@ def tokenizer(base: Base) -> Any:
 
 def rendered(tokenizer: Any, base: Base, messages: tuple[Message, ...]) -> Example:
     stop_ids = frozenset(base.stop_ids)
+    encode = encoder_of(tokenizer)
     return render_messages(
-        messages, template_of(tokenizer), encoder_of(tokenizer), stop_ids=stop_ids, max_tokens=10_000
+        messages, template_of(tokenizer), lambda text: encode([text])[0], stop_ids=stop_ids, max_tokens=10_000
     )
 
 
@@ -101,11 +102,11 @@ def test_ids_and_mask_hold_for_any_text(tokenizer: Any, base: Base, question: st
 
 
 def ids_of(folder: Path) -> list[Any]:
-    return [(row["ids"], row["mask"]) for row in read(folder / "train.jsonl")]
+    return [(row["ids"], row["spans"]) for row in read(folder / "train.jsonl")]
 
 
 def places_of(folder: Path) -> list[str]:
-    return [fact["place"] for fact in read(folder / "facts.jsonl") if fact["side"] == "train"]
+    return [fact["place"] for fact in facts_of(folder) if fact["side"] == "train"]
 
 
 def test_a_parquet_file_is_rendered_like_the_same_rows_as_json(base: Base, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_csv_file_is_rendered_like_the_same_rows_as_json(base: Base, tmp_path:
 def fact(base: Base, folder: Path, rows: list[Raw], max_tokens: int = 96) -> Raw:
     """Facts about the second training row."""
     rendered_rows = render(base, folder, rows, pairs(2, start=100), max_tokens)
-    facts = [fact for fact in read(rendered_rows / "facts.jsonl") if fact["side"] == "train"]
+    facts = [fact for fact in facts_of(rendered_rows) if fact["side"] == "train"]
     assert [f["place"] for f in facts] == [f"train.jsonl:{n}" for n in range(1, len(rows) + 1)]
     found: Raw = facts[1]
     return found
@@ -177,7 +178,7 @@ def test_facts_count_white_space_as_no_answer(base: Base, tmp_path: Path) -> Non
 def test_a_row_that_cannot_be_taught_is_in_the_facts_and_not_among_the_examples(base: Base, tmp_path: Path) -> None:
     rows = render(base, tmp_path, [GOOD, conversation("user: a"), GOOD], [GOOD])
     assert len(read(rows / "train.jsonl")) == 2
-    assert len(read(rows / "facts.jsonl")) == 4
+    assert len(facts_of(rows)) == 4
 
 
 def test_truncation_that_cuts_the_stop_token_loses_it(base: Base, tmp_path: Path) -> None:
@@ -228,5 +229,5 @@ def test_probes_are_the_held_out_texts_and_the_odd_ones_with_their_ids(
     rows = render(base, tmp_path, pairs(2), pairs(2, start=100))
     probes = read(rows / "probes.jsonl")
     assert [p["text"] for p in probes if p["of_a_row"]] == [t for pair in pairs(2, start=100) for t in pair.values()]
-    assert all(p["ids"] == encoder_of(tokenizer)(p["text"]) for p in probes)
+    assert all([p["ids"]] == encoder_of(tokenizer)([p["text"]]) for p in probes)
     assert sum(not p["of_a_row"] for p in probes) == 16

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import ipc
 
-from loragate.child import ignore
 from loragate.engines import tables
 from loragate.errors import DataFileError
-from loragate.rows import Row, read_canonical
-from loragate.work import ReadRows
+from loragate.reading import Reading, read_shard, shards
+from loragate.rows import Row
 
 Raw = dict[str, Any]
 QUESTION, ANSWER = 'What, "is"\nit?', "Grün – 緑\u2028ok"
@@ -88,12 +87,10 @@ CONTAINERS: dict[str, Callable[[Sequence[Raw]], bytes]] = {
 
 
 def read(folder: Path, name: str, content: bytes, form: str = "auto") -> list[Row]:
-    """Read one file as the road does: into canonical rows on disk."""
+    """Read one file as the road does: a shard at a time."""
     (folder / name).write_bytes(content)
-    heldout = folder / "heldout.jsonl"
-    heldout.write_bytes(as_jsonl([FORMATS["alpaca"]]))
-    tables.read_rows(ReadRows((str(folder / name),), (str(heldout),), form, (), str(folder)), ignore)
-    return list(read_canonical(folder / "train.jsonl"))
+    parts = shards(folder / name, name, Reading(form), tables.FOREIGN, 2)
+    return [row for part in parts for row in read_shard(part)]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -122,9 +119,10 @@ def test_a_folder_saved_by_datasets_means_its_splits(tmp_path: Path) -> None:
     datasets.DatasetDict(sides).save_to_disk(tmp_path / "saved")
     tree = {"model": "m", "base_model": {"source": "org/base"}, "data": {"train": ["saved"]}}
     found = data_files(RunFile(tmp_path / "run.yaml", Config.model_validate_json(json.dumps(tree))))
-    assert isinstance(found.heldout, tuple)
-    request = ReadRows(tuple(map(str, found.train)), tuple(map(str, found.heldout)), "auto", (), str(tmp_path))
-    assert tables.read_rows(request, ignore) == {"train": 5, "heldout": 2}
+    for side, size in (("train", 5), ("heldout", 2)):
+        (file,) = (file for file in found.files if file.side == side)
+        parts = shards(Path(file.path), file.name, Reading(), tables.FOREIGN, 100)
+        assert [len(part.raws) for part in parts] == [size]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """On a CUDA device: bfloat16 is chosen, LoRA and QLoRA train, and merged weights are what was trained."""
 
-import json
 import random
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
 from loragate.limits import MergeLimits, TrainingLimits
 from loragate.perplexity import total
+from loragate.rendering import Example, rendered_line
+from loragate.rows import Conversation
 from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, TrainAdapter
 
 pytestmark = pytest.mark.gpu
@@ -54,9 +55,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(64):
         length = random.Random(number).randint(16, 48)
         ids = [(number + 7 * position) % WORDS for position in range(length)]
-        mask = [position >= 4 for position in range(length)]
-        lines.append({"ids": ids, "mask": mask, "turns": 1, "stopped_turns": 1, "rendered_tokens": length})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        example = Example(tuple(ids), ((4, length),), turns=1, stopped_turns=1, rendered_tokens=length)
+        lines.append(rendered_line(example, Conversation(()), f"rows:{number}"))
+    path.write_bytes(b"".join(lines))
     return path
 
 

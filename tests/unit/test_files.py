@@ -12,7 +12,8 @@ import pytest
 
 from loragate.config import Config, RunFile
 from loragate.errors import DataFileError
-from loragate.files import DataFiles, Foreign, Reading, data_files, read_file, short_names
+from loragate.files import Side, content_digest, data_files, hub_sources, short_names
+from loragate.reading import Foreign, Reading, read_shard, shards
 from loragate.rows import Row
 
 PAIR = {"prompt": "a?", "completion": "a"}
@@ -53,13 +54,19 @@ def no_zstd(path: Path) -> BinaryIO:
     raise AssertionError(path)
 
 
-READING = Reading(Foreign(no_table, no_zstd))
+NO_FOREIGN = Foreign(no_table, no_zstd)
+SHARD_ROWS = 2
+"""Small, so that files of a few rows are cut."""
 
 
-def rows_of(folder: Path, name: str, content: str | bytes, reading: Reading = READING) -> list[Row]:
+def read_file(path: Path, name: str, reading: Reading, foreign: Foreign = NO_FOREIGN) -> list[Row]:
+    return [row for shard in shards(path, name, reading, foreign, SHARD_ROWS) for row in read_shard(shard)]
+
+
+def rows_of(folder: Path, name: str, content: str | bytes, reading: Reading | None = None) -> list[Row]:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    return list(read_file(path, name, reading))
+    return read_file(path, name, reading or Reading())
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -89,8 +96,8 @@ def test_a_long_row_of_many_scripts_comes_through_whole(tmp_path: Path, containe
 
 
 def test_table_rows_come_from_the_table_reader(tmp_path: Path) -> None:
-    reading = Reading(Foreign(lambda _: iter([PAIR]), no_zstd))
-    (row,) = read_file(tmp_path / "rows.parquet", "rows.parquet", reading)
+    foreign = Foreign(lambda _: iter([PAIR]), no_zstd)
+    (row,) = read_file(tmp_path / "rows.parquet", "rows.parquet", Reading(), foreign)
     assert (row.place, row.messages[0].content) == ("rows.parquet:1", "a?")
 
 
@@ -143,13 +150,13 @@ def test_csv_row_ends_at_line_ends_only(tmp_path: Path) -> None:
 
 
 def test_format_that_is_told_is_not_looked_for(tmp_path: Path) -> None:
-    told = Reading(READING.foreign, "alpaca")
+    told = Reading("alpaca")
     (row,) = rows_of(tmp_path, "rows.jsonl", json.dumps(PAIR), told)
     assert row.problem == 'not a row of format alpaca: "instruction" is missing; it must be a text'
 
 
 def test_columns_are_renamed_before_the_format_is_looked_for(tmp_path: Path) -> None:
-    reading = Reading(READING.foreign, columns={"prompt": "title", "completion": "body"})
+    reading = Reading(columns={"prompt": "title", "completion": "body"})
     good, bad = rows_of(tmp_path, "rows.jsonl", '{"title": "a?", "body": "a"}\n{"title": "b?"}', reading)
     assert [message.content for message in good.messages] == ["a?", "a"]
     assert bad.problem == 'no column "body", which data.columns.completion names'
@@ -192,7 +199,7 @@ def test_file_that_is_not_what_its_name_promises_is_refused_at_its_line(
         rows_of(tmp_path, name, content)
 
 
-def run_in(folder: Path, *train: str, **data: Any) -> RunFile:
+def run_in(folder: Path, *train: object, **data: Any) -> RunFile:
     tree = {"model": "m", "base_model": {"source": "org/base"}, "data": {"train": train, **data}}
     return RunFile(folder / "run.yaml", Config.model_validate_json(json.dumps(tree)))
 
@@ -204,31 +211,72 @@ def touched(folder: Path, *names: str) -> list[Path]:
     return [(folder / name).resolve() for name in names]
 
 
+def found(run: RunFile, side: Side = "train") -> list[Path]:
+    """The files of one side."""
+    return [Path(file.path) for file in data_files(run).of(side)]
+
+
 def test_files_are_found_sorted_and_once(tmp_path: Path) -> None:
     one, two, three = touched(tmp_path, "data/a.jsonl.gz", "data/b.tsv", "data/deep/c.json")
-    found = data_files(run_in(tmp_path, "data/*.tsv", "data/**/*.json", "data/[ab].*", str(one)))
-    assert found == DataFiles((one, two, three), 0.1)
+    run = run_in(tmp_path, "data/*.tsv", "data/**/*.json", "data/[ab].*", str(one))
+    assert found(run) == [one, two, three]
+    assert data_files(run).heldout_share == 0.1
 
 
 def test_files_are_found_below_a_folder_named_like_a_pattern(tmp_path: Path) -> None:
     folder = tmp_path / "run [1]"
     files = touched(folder, "rows[2].jsonl", "rows2.jsonl")
-    assert data_files(run_in(folder, "*.jsonl")).train == tuple(sorted(files))
-    assert data_files(run_in(folder, "rows[2].jsonl", heldout=["rows2.jsonl"])) == DataFiles((files[0],), (files[1],))
+    assert found(run_in(folder, "*.jsonl")) == sorted(files)
+    run = run_in(folder, "rows[2].jsonl", heldout=["rows2.jsonl"])
+    assert (found(run), found(run, "heldout")) == ([files[0]], [files[1]])
+    assert data_files(run).heldout_share == 0
 
 
 def test_a_folder_means_every_data_file_in_it(tmp_path: Path) -> None:
     one, two, _ = touched(tmp_path, "data/a.csv", "data/b.parquet", "data/readme.md")
-    assert data_files(run_in(tmp_path, "data")) == DataFiles((one, two), 0.1)
+    assert found(run_in(tmp_path, "data")) == [one, two]
 
 
 def test_an_mlx_lm_folder_means_its_splits(tmp_path: Path) -> None:
     test, train = touched(tmp_path, "data/test.jsonl", "data/train.jsonl")
-    assert data_files(run_in(tmp_path, "data")) == DataFiles((train,), (test,))
+    for run, heldout in ((run_in(tmp_path, "data"), [test]), (run_in(tmp_path, "data", heldout=0.2), [])):
+        assert (found(run), found(run, "heldout")) == ([train], heldout)
     (valid,) = touched(tmp_path, "data/valid.jsonl")
-    assert data_files(run_in(tmp_path, "data")) == DataFiles((train,), (valid,))
-    assert data_files(run_in(tmp_path, "data", heldout=0.2)) == DataFiles((train,), 0.2)
-    assert data_files(run_in(tmp_path, "data", heldout=["data/test.jsonl"])) == DataFiles((train,), (test,))
+    assert found(run_in(tmp_path, "data"), "heldout") == [valid]
+    assert found(run_in(tmp_path, "data", heldout=["data/test.jsonl"]), "heldout") == [test]
+
+
+def test_entry_says_weight_format_and_columns_of_its_files_and_the_later_one_counts(tmp_path: Path) -> None:
+    touched(tmp_path, "a.jsonl", "b.jsonl")
+    special: Any = {"source": "b.jsonl", "weight": 0.5, "format": "alpaca", "columns": {"output": "said"}}
+    a, b = data_files(run_in(tmp_path, "*.jsonl", special, format="text")).files
+    assert (a.name, a.weight, a.format, a.columns) == ("a.jsonl", 1.0, "text", ())
+    assert (b.name, b.weight, b.format, b.columns) == ("b.jsonl", 0.5, "alpaca", (("output", "said"),))
+
+
+def test_protected_files_are_a_side_of_their_own(tmp_path: Path) -> None:
+    a, b, c = touched(tmp_path, "a.jsonl", "b.jsonl", "c.jsonl")
+    run = run_in(tmp_path, "a.jsonl", general=["b.jsonl"], holdout_against=["c.jsonl"])
+    assert (found(run), found(run, "protected")) == ([a], [b, c])
+    with pytest.raises(DataFileError, match=r"data\.holdout_against: no file matches d\.jsonl"):
+        data_files(run_in(tmp_path, "a.jsonl", holdout_against=["d.jsonl"]))
+
+
+def test_name_that_is_nowhere_and_looks_like_an_id_is_a_data_set_of_a_hub(tmp_path: Path) -> None:
+    touched(tmp_path, "data/rows/a.jsonl")
+    asked: Any = {"source": "data/rows", "split": "train", "revision": "abc"}
+    run = run_in(tmp_path, "org/name", "data/rows", asked)
+    assert [entry.source for entry in hub_sources(run)] == ["org/name", "data/rows"]
+    assert hub_sources(run)[1].revision == "abc"
+    with pytest.raises(DataFileError, match=r"no file matches data/none\.jsonl"):
+        data_files(run_in(tmp_path, "data/none.jsonl"))
+
+
+def test_content_digest_depends_on_every_byte_and_not_on_names_or_order() -> None:
+    digest = content_digest({"a": "01", "b": "02"})
+    assert content_digest({"x/b": "02", "y/a": "01"}) == digest
+    assert content_digest({"a": "01", "b": "03"}) != digest
+    assert content_digest({"a": "01", "b": "02", "c": "02"}) != digest
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,18 @@
 """The gates as truth tables: each row is one change of good evidence and the rules that refuse it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from checks import data, gguf_file, merge, quality, training
-from loragate.limits import GgufLimits, MergeLimits, QualityLimits, TrainingLimits
+from loragate.limits import DataLimits, GgufLimits, MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
 from loragate.verdicts import Verdict
-from loragate.work import AdapterEvidence, Answer, Base, GgufEvidence, MergeEvidence, RuleResult, Trained
+from loragate.work import AdapterEvidence, Answer, Base, CheckedFacts, GgufEvidence, MergeEvidence, RuleResult, Trained
 
 NAN, INF = math.nan, math.inf
 STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)
@@ -30,6 +31,24 @@ GOOD_RESULTS = {
     name: RuleResult(name, success=True, evaluated=10, unexpected=0, examples=(), error="")
     for name in (*data.RULES, *(f"{side}.{fact}_known" for side in ("train", "heldout") for fact in FACTS))
 }
+
+
+DROP = DataLimits(on_reject="drop", max_dropped_share=0.1)
+
+
+def judged(results: Sequence[RuleResult], dropped: int = 0, limits: DataLimits | None = None) -> Verdict:
+    rows = {"train": 100, "heldout": 10}
+    return data.judge(CheckedFacts(tuple(results), rows, {"train": dropped, "heldout": 0}), limits or DataLimits())
+
+
+@pytest.mark.parametrize(("dropped", "rules"), [(0, set()), (10, set()), (11, {"train.dropped"})])
+def test_data_gate_holds_what_was_dropped_against_its_ceiling(dropped: int, rules: set[str]) -> None:
+    assert refusing(judged([*GOOD_RESULTS.values()], dropped, DROP)) == rules
+
+
+def test_data_gate_refuses_a_side_of_no_rows_whatever_may_be_dropped() -> None:
+    empty = CheckedFacts(tuple(GOOD_RESULTS.values()), {"train": 0, "heldout": 10}, {})
+    assert refusing(data.judge(empty, DROP)) == {"train.dropped"}
 
 
 @pytest.mark.parametrize(
@@ -51,27 +70,27 @@ GOOD_RESULTS = {
 )
 def test_data_gate_refuses(changes: dict[str, dict[str, Any]], rules: set[str]) -> None:
     results = [replace(result, **changes.get(name, {})) for name, result in GOOD_RESULTS.items()]
-    assert refusing(data.judge(results)) == rules
+    assert refusing(judged(results)) == rules
 
 
 @pytest.mark.parametrize("name", data.RULES)
 def test_data_gate_refuses_where_a_rule_was_not_judged(name: str) -> None:
     results = [result for result in GOOD_RESULTS.values() if result.rule != name]
-    assert refusing(data.judge(results)) == {name}
+    assert refusing(judged(results)) == {name}
 
 
 def test_data_gate_refuses_where_nobody_asked_whether_facts_are_known() -> None:
     results = [result for result in GOOD_RESULTS.values() if not result.rule.endswith("_known")]
-    assert refusing(data.judge(results)) == {"facts_complete"}
+    assert refusing(judged(results)) == {"facts_complete"}
 
 
 def test_data_gate_without_results_is_an_error() -> None:
-    assert data.judge([]).status == "error"
+    assert judged([]).status == "error"
 
 
 def test_data_gate_names_the_rows_and_counts_the_rest() -> None:
     broken = RuleResult("train.format", False, 1000, 7, ("rows.jsonl:3: no prompt", "rows.jsonl:9: no prompt"), "")
-    (reason,) = data.judge([*(GOOD_RESULTS | {"train.format": broken}).values()]).reasons
+    (reason,) = judged([*(GOOD_RESULTS | {"train.format": broken}).values()]).reasons
     assert reason == (
         "train.format: training rows: every row must be readable in its format: broken by 7 of 1,000: "
         "rows.jsonl:3: no prompt; rows.jsonl:9: no prompt; and 5 more"
@@ -232,6 +251,8 @@ GOOD_GGUF = GgufEvidence(
     unequal_prompts=0,
     vocabulary=100,
     stop_id=7,
+    taught_stops=(7,),
+    unknown_stops=(),
     answers=FOUR_ANSWERS,
 )
 
@@ -263,6 +284,8 @@ def scored(ratio: float) -> tuple[Nll, ...]:
         ({"template": BASE.template + " "}, {"template_equal"}),
         ({"unequal_prompts": 1}, {"prompts_equal"}),
         ({"stop_id": 3}, {"stop_token_known"}),
+        ({"taught_stops": ()}, {"taught_stops_end_answers"}),
+        ({"taught_stops": (7, 9), "unknown_stops": (9,)}, {"taught_stops_end_answers"}),
         ({"answers": ()}, {"stop_share"}),
         ({"answers": FOUR_ANSWERS[1:]}, {"stop_share"}),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -14,12 +15,15 @@ from loragate.record import (
     AttemptRecord,
     Closed,
     CurvePoint,
+    Fixed,
     Event,
+    Histogram,
     Journal,
     Opened,
     Rung,
     Sample,
     Tracked,
+    histogram,
     now,
     summary,
 )
@@ -38,6 +42,9 @@ PASSED = conclude("data", [Finding("train.rows", True, "training rows: 10 rows",
 REFUSED = conclude("quality", [at_most("perplexity_ratio", 1.25, 1.0, "the ratio")])
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
+LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
+FIXED = Fixed(kept=9, trimmed=2, duplicates=1, rejected=3, files=("out/train.jsonl",))
+SHARES = Histogram(50, 1, (3,), total=150, smallest=50, median=50, ninetieth=50, largest=50)
 
 LINES: list[tuple[Event, str, object]] = [
     ("opened", "", OPENED),
@@ -49,7 +56,9 @@ LINES: list[tuple[Event, str, object]] = [
     ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
     ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
     ("curve", "", CURVE),
-    ("lengths", "", (12, 7, 7)),
+    ("histogram", "tokens", LENGTHS),
+    ("histogram", "taught", SHARES),
+    ("fixed", "", FIXED),
     ("samples", "", (SAMPLE, SAMPLE)),
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
@@ -64,7 +73,9 @@ WHOLE = AttemptRecord(
     verdicts=(PASSED, REFUSED),
     ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
     curve=CURVE,
-    token_lengths=(12, 7, 7),
+    lengths=LENGTHS,
+    taught_shares=SHARES,
+    fixed=FIXED,
     samples=(SAMPLE, SAMPLE),
     artifacts={
         "adapter": Ref("runs/train-1", "a" * 64),
@@ -155,6 +166,45 @@ def test_text_that_looks_like_a_line_end_does_not_end_the_record(journal: Journa
     journal.append("input", "base", told)
     journal.append("closed", "", CLOSED)
     assert journal.read() == AttemptRecord(OPENED, CLOSED, inputs={"base": told})
+
+
+tallies = st.dictionaries(st.integers(0, 5000), st.integers(0, 40), max_size=60)
+
+
+def test_histogram_of_no_value_is_none() -> None:
+    assert histogram({}) is histogram({3: 0}) is None
+
+
+def test_histogram_by_hand() -> None:
+    assert histogram({12: 1, 7: 2}, limit=11) == LENGTHS
+    assert histogram({50: 3}) == SHARES
+    assert histogram({0: 1, 3: 1, 4: 2, 9: 1}, bars=3) == Histogram(0, 4, (2, 2, 1), 20, 0, 4, 9, 9)
+
+
+@given(tallies, st.integers(1, 40))
+def test_bars_of_a_histogram_hold_each_value_once_and_are_no_more_than_asked_for(
+    tally: dict[int, int], bars: int
+) -> None:
+    values = sorted(Counter(tally).elements())
+    made = histogram(tally, bars=bars)
+    if made is None:
+        assert values == []
+        return
+    assert len(made.counts) <= bars
+    starts = [made.start + made.width * place for place in range(len(made.counts))]
+    assert made.counts == tuple(sum(start <= v < start + made.width for v in values) for start in starts)
+    assert (made.values, made.total) == (len(values), sum(values))
+    assert made.counts[0] > 0 < made.counts[-1]
+
+
+@given(tallies.filter(lambda tally: any(tally.values())), st.none() | st.integers(0, 5000))
+def test_figures_of_a_histogram_are_those_of_the_sorted_values(tally: dict[int, int], limit: int | None) -> None:
+    values = sorted(Counter(tally).elements())
+    made = histogram(tally, limit=limit)
+    assert made is not None
+    half, ninth = (values[-(-len(values) * tenths // 10) - 1] for tenths in (5, 9))
+    assert (made.smallest, made.median, made.ninetieth, made.largest) == (values[0], half, ninth, values[-1])
+    assert made.beyond == (0 if limit is None else sum(value > limit for value in values))
 
 
 def test_metrics_are_perplexities_by_rung() -> None:

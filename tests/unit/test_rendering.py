@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loragate.rendering import Example, TemplateError, render, render_text, segments
-from loragate.rows import Message
+from loragate.rendering import Example, TemplateError, read_rendered, render, rendered_line, segments, text_example
+from loragate.rows import Conversation, Message
 
 STOP = "#"
 STOP_IDS = frozenset({ord(STOP)})
@@ -161,7 +161,7 @@ def test_answer_that_is_not_to_be_taught_is_part_of_the_question() -> None:
 def test_plain_text_is_taught_but_for_its_first_token_up_to_the_end_token(
     max_tokens: int, left: str, stopped: int
 ) -> None:
-    example = render_text("hello", encode, end_id=ord(STOP), max_tokens=max_tokens)
+    example = text_example(encode("hello"), end_id=ord(STOP), max_tokens=max_tokens)
     assert taught(example) == left
     assert (example.turns, example.stopped_turns, example.rendered_tokens) == (1, stopped, 6)
 
@@ -205,3 +205,14 @@ def test_truncated_example_is_the_start_of_the_whole_one(messages: tuple[Message
     assert cut.mask == whole.mask[:max_tokens]
     assert cut.truncated == (whole.rendered_tokens > max_tokens)
     assert cut.stopped_turns == taught(cut).count(STOP)
+
+
+def test_rendered_rows_read_back_as_they_were_written() -> None:
+    rich = (Message("user", "Grün \u2028?"), Message("assistant", "", '{"tool_calls": []}', taught=False))
+    conversation = Conversation(rich, '[{"type": "function"}]')
+    example = Example((5, 6, 7), ((1, 2), (2, 3)), turns=2, stopped_turns=1, rendered_tokens=9, copies=3)
+    line = rendered_line(example, conversation, "a.jsonl:1")
+    assert line.count(b"\n") == 1
+    assert read_rendered(line) == (example, conversation, "a.jsonl:1")
+    assert example.mask == (False, True, True)
+    assert example.supervised == 2

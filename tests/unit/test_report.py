@@ -21,7 +21,7 @@ from loragate.engines.report_text import (
     when,
 )
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample, Tracked
+from loragate.record import AttemptRecord, Closed, CurvePoint, Histogram, Opened, Rung, Sample, Tracked, histogram
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_most, conclude
 
@@ -63,7 +63,8 @@ def full_record() -> AttemptRecord:
             Rung("gguf_f16", Nll(901.0, 800)),
         ),
         curve=tuple(CurvePoint(s, 2 / s, 1e-4, 0.5, 2.1 / s if s % 4 == 0 else None) for s in range(1, 21)),
-        token_lengths=(10, 12, 12, 40, 90, 600),
+        lengths=histogram({10: 1, 12: 2, 40: 1, 90: 1, 600: 1}, limit=512),
+        taught_shares=histogram({0: 1, 35: 2, 60: 2, 100: 1}),
         samples=(sample(),),
         artifacts={"adapter": Ref("runs/adapter", "b" * 64), "gguf_f16": Ref("runs/m.gguf", "c" * 64)},
         inputs={"train.jsonl": "e" * 64},
@@ -254,7 +255,7 @@ def test_numbers_that_are_not_finite_are_written_as_words() -> None:
 
 def test_every_svg_has_a_role_and_a_label() -> None:
     svgs = [attrs for tag, attrs in Page(render_report(full_record())).tags if tag == "svg"]
-    assert len(svgs) == 5
+    assert len(svgs) == 6
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in svgs)
 
 
@@ -294,6 +295,49 @@ def test_ladder_ratios_are_to_the_rung_before_and_to_the_first() -> None:
     rungs = tuple(Rung(name, Nll(math.log(value), 1)) for name, value in [("baseline", 8), ("tuned", 4), ("merged", 5)])
     text = "".join(Page(render_report(replace(EMPTY, ladder=rungs))).text.split())
     assert f"merged1.60915{TIMES}1.250{TIMES}0.625" in text
+
+
+def words(record: AttemptRecord) -> str:
+    """The page's text, white space made single."""
+    return " ".join(Page(render_report(record)).text.split())
+
+
+def bars(record: AttemptRecord, label: str) -> int:
+    """How many filled bars the plot has whose label begins so."""
+    html = render_report(record)
+    drawn = html[html.index(f'aria-label="{label}') :].partition("</svg>")[0]
+    return drawn.count("fill: var(--plot-blue)") + drawn.count("fill: var(--plot-green)")
+
+
+def test_lengths_are_the_exact_figures_and_rows_beyond_the_limit_are_counted() -> None:
+    text = words(full_record())
+    exact = ("Rows6 764 tokens together", "Shortest10 tokens", "Median12 tokens", "90% have at most600 tokens")
+    assert [fact for fact in (*exact, "Longest600 tokens") if fact not in text] == []
+    assert "1 of 6 rows are longer than data.max_tokens = 512." in text
+    assert "max_tokens 512" in text
+
+
+def test_shares_are_the_exact_figures() -> None:
+    text = words(full_record())
+    assert [s for s in ("Median share35%", "Smallest share0%", "Largest share100%") if s not in text] == []
+    assert "supervised tokens in percent of the row" in text
+
+
+@pytest.mark.parametrize("tally", [{7: 3}, {0: 1}, {100: 2}, dict.fromkeys(range(101), 1), {1: 1, 99: 10**9}])
+def test_each_bar_of_a_histogram_is_drawn(tally: dict[int, int]) -> None:
+    made = histogram(tally)
+    assert made is not None
+    record = replace(EMPTY, lengths=made, taught_shares=made)
+    assert bars(record, f"Histogram of {made.values:,} rows between {made.smallest} and") == len(made.counts)
+    assert bars(record, f"Histogram of {made.values:,} rows, between {made.smallest} and") == len(made.counts)
+
+
+@pytest.mark.parametrize(("present", "absent"), [("lengths", "Supervised share"), ("taught_shares", "max_tokens =")])
+def test_one_histogram_is_shown_without_the_other(present: str, absent: str) -> None:
+    page = Page(render_report(replace(EMPTY, **{present: Histogram(5, 1, (3,), 15, 5, 5, 5, 5)})))
+    assert page.count("svg") == 1
+    assert absent not in page.text
+    assert "No row's tokens" not in page.text
 
 
 def test_a_long_curve_stays_a_small_page() -> None:

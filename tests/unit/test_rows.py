@@ -1,12 +1,12 @@
-"""Rows: what tells conversations apart, which side they are held on, and that canonical form loses nothing."""
+"""Rows: what tells conversations apart, which side they are held on, and how often they are taken."""
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loragate.rows import Conversation, Message, Row, canonical_line, read_canonical, split, unreadable
+from loragate.rows import Conversation, Message, Row, copies, position, unreadable
 
 
 def conversation(*turns: str) -> Conversation:
@@ -59,6 +59,11 @@ def test_plain_text_is_asked_for_its_second_half() -> None:
     assert (Conversation((Message("text", "一二三四"),)).question.messages[0].content) == "一二"
 
 
+def split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Rows by their side: (train, heldout)."""
+    return [row for row in rows if position(row) >= share], [row for row in rows if position(row) < share]
+
+
 questions = st.lists(st.text(max_size=4), max_size=30)
 shares = st.floats(0.01, 0.99)
 
@@ -100,8 +105,30 @@ def test_split_holds_out_about_the_share_that_is_asked_for() -> None:
     assert abs(len(heldout) - 200) < four_sigma
 
 
-def test_canonical_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
-    rich = (Message("user", "Grün \u2028?"), Message("assistant", "", '{"tool_calls": []}', taught=False))
-    rows = [Row("a.jsonl", 1, Conversation(rich, '[{"type": "function"}]')), unreadable("b.csv", 2, "why\u2028")]
-    (tmp_path / "rows.jsonl").write_text("".join(map(canonical_line, rows)), encoding="utf-8")
-    assert list(read_canonical(tmp_path / "rows.jsonl")) == rows
+def test_row_that_cannot_be_read_is_never_held_out() -> None:
+    assert position(unreadable("a.jsonl", 1, "why")) == 1.0
+
+
+@given(st.text(max_size=4), st.floats(0.01, 9))
+def test_row_is_taken_as_often_as_its_weight_says_rounded_down_or_up(question: str, weight: float) -> None:
+    assert copies(asked(question), weight) in {math.floor(weight), math.floor(weight) + 1}
+    assert copies(asked(question), float(math.floor(weight))) == math.floor(weight)
+
+
+@given(questions, st.floats(0.01, 3), st.floats(0.01, 3))
+def test_larger_weight_takes_no_row_less_often(listed: list[str], one: float, other: float) -> None:
+    small, large = sorted((one, other))
+    assert all(copies(asked(question), small) <= copies(asked(question), large) for question in listed)
+
+
+def test_weights_take_about_their_share_of_rows() -> None:
+    rows = [asked(f"question {n}") for n in range(2000)]
+    four_sigma = 4 * math.sqrt(2000 * 0.25 * 0.75)
+    assert abs(sum(copies(row, 0.25) for row in rows) - 500) < four_sigma
+    assert abs(sum(copies(row, 2.25) for row in rows) - 4500) < four_sigma
+
+
+def test_weight_and_held_out_share_choose_rows_independently() -> None:
+    rows = [asked(f"question {n}") for n in range(4000)]
+    held = sum(position(row) < 0.5 for row in rows if copies(row, 0.5))
+    assert abs(held - 1000) < 4 * math.sqrt(4000 * 0.25 * 0.75)

@@ -4,14 +4,17 @@ import random
 import string
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from loragate.rows import Conversation, Message
-from loragate.texts import CHECKS
+from loragate.texts import CHECKS, SECRET_CHARS, SECRETS, echoed, pattern_of, secret, special, texts_of
 
 
 def found(answer: str, question: str = "a?") -> dict[str, str]:
     conversation = Conversation((Message("user", question), Message("assistant", answer)))
-    return {name: text for name, check in CHECKS.items() if (text := check(conversation))}
+    said = {name: check(texts_of(conversation)) for name, check in CHECKS.items()}
+    return {name: text for name, text in (said | {"echoed": echoed(conversation)}).items() if text}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,26 @@ def test_long_finds_are_shortened() -> None:
 def test_a_secret_is_never_repeated() -> None:
     token = f"ghp_{'a1B2' * 9}"
     assert token not in str(found(f"take {token}"))
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(kind for kind, _ in SECRETS))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_quick_look_passes_over_no_secret(kind: str, data: st.DataObject) -> None:
+    pattern = data.draw(st.sampled_from([pattern for name, pattern in SECRETS if name == kind]))
+    token = data.draw(st.from_regex(pattern, fullmatch=True, alphabet=st.characters(max_codepoint=126)))
+    longest = max(map(len, token.split()), default=0)
+    if longest >= SECRET_CHARS or kind in {"Private Key", "Slack Token"}:
+        assert secret([f"take {token} now"])
+    else:
+        assert kind == "JSON Web Token"  # whose pattern allows for six characters
+
+
+def test_control_tokens_of_the_tokenizer_are_found_whole_and_plain_text_is_not() -> None:
+    tokens = pattern_of(["<|im_end|>", "<|im_end|>x", "</s>", ""])
+    assert special(["fine", "so <|im_end|>x"], tokens) == "<|im_end|>x"
+    assert special(["a < b | c </b> im_end"], tokens) == ""
+    assert special(["anything"], pattern_of([])) == ""
 
 
 DEFECTS = {

@@ -1,0 +1,39 @@
+"""Data sets of a hub, brought to this machine at one commit (the library datasets)."""
+
+from pathlib import Path
+
+import datasets
+from huggingface_hub import HfApi
+
+from loragate.child import Progress, Report
+from loragate.errors import DataFileError
+from loragate.work import FetchDataSet
+
+datasets.disable_progress_bars()
+
+
+def fetch(request: FetchDataSet, report: Report) -> str:
+    """Save a data set as a folder of Arrow files, a folder a split; return its commit, empty for a local folder.
+
+    Raises:
+        DataFileError: It cannot be found or loaded.
+    """
+    report(Progress(0, 1, "data sets"))
+    try:
+        commit = "" if Path(request.source).is_dir() else _commit(request)
+        loaded = datasets.load_dataset(
+            request.source, request.subset or None, split=request.split or None, revision=commit or None
+        )
+        loaded.save_to_disk(request.folder)
+    except (OSError, ValueError, LookupError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataFileError(
+            f"data.train {request.source}: no file or folder of that name, and no data set that can be loaded from "
+            f"the hub: {first}"
+        ) from None
+    report(Progress(1, 1, "data sets"))
+    return commit
+
+
+def _commit(request: FetchDataSet) -> str:
+    return str(HfApi().dataset_info(request.source, revision=request.revision or None).sha)

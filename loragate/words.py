@@ -1,0 +1,12 @@
+"""Words of a text, as near duplicates and protected passages are told by."""
+
+import re
+from collections.abc import Sequence
+
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+
+
+def words_of(texts: Sequence[str]) -> list[str]:
+    """The words of some texts in small letters; a character of a script without spaces is a word."""
+    return WORD.findall("\n".join(texts).lower())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loragate.refs import digest_text
+import orjson
 
 TEXT = "text"
 """Role of the one message of a row that is plain text: no chat template is applied to it."""
@@ -141,7 +141,8 @@ def copies(row: Row, weight: float) -> int:
     every fourth row, 2.5 every row twice and every second one a third time. Which ones depends on the row alone.
     """
     whole = int(weight)
-    return whole + (_evenly("weight", row.digest) < weight - whole)
+    fraction = weight - whole
+    return whole + (fraction > 0 and _evenly("weight", row.digest) < fraction)
 
 
 def _evenly(purpose: str, digest: str) -> float:
@@ -152,7 +153,7 @@ def _evenly(purpose: str, digest: str) -> float:
 def _digest(messages: Sequence[Message], tools: str) -> str:
     """Digest turns by a text that no other turns have."""
     parts = [[m.role, m.content, m.extras, m.taught] for m in messages]
-    return digest_text(json.dumps([parts, tools], ensure_ascii=False))
+    return hashlib.sha256(orjson.dumps([parts, tools])).hexdigest()
 
 
 def as_fields(conversation: Conversation) -> dict[str, Any]:

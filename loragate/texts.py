@@ -1,12 +1,13 @@
 """What is wrong with a row's texts as such, before any model reads them.
 
 Every check answers with what it found, shortened so that it can be shown, or with nothing. Secrets are never repeated.
-Most rows have nothing, so a cheap look at what every find must hold (an @, seven digits, a long word) comes before the
+Most rows have nothing, so a cheap look at what every find must hold (an @, a bracket, a long word) comes before the
 patterns.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from detect_secrets.plugins.aws import AWSKeyDetector
@@ -48,10 +49,37 @@ DETECTORS: tuple[RegexBasedDetector, ...] = (
 """Those of detect-secrets that know a secret by its form. Left out: those that guess by entropy or by a word
 nearby, and those whose form plain words can have (Discord, Artifactory)."""
 
-SECRETS = tuple((str(d.secret_type), pattern) for d in DETECTORS for pattern in d.denylist)
-SECRET_CHARS = 20
-"""No key or token is shorter than this, whatever its pattern allows, but for those that hold the parts below."""
-SHORT_SECRETS = ("private key", "xox")
+SHORTEST_SECRET = 20
+"""No key or token is shorter, whatever its pattern allows, but for those whose sign stands in `SHORT_SIGNS`."""
+SHORT_SIGNS = ("private key", "xox")
+SIGNS = {
+    "aws.{0,20}": ("aws", 40),
+    "[0-9a-z]{32}-us": ("-us", 36),
+    "xox": ("xox", 0),
+    "https://hooks": ("hooks.slack.com", 30),
+    "(?:r|s)k_live_": ("k_live_", 32),
+    r"\d{8,10}:": (":", 44),
+}
+"""How costly patterns begin, what every match holds in small letters, and how long a word it has; the other patterns
+begin with letters of their own, which makes them quick."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A form of secret: its kind, its pattern, and what a quick look asks for."""
+
+    kind: str
+    pattern: re.Pattern[str]
+    sign: str
+    shortest: int
+
+
+def _secret(kind: str, pattern: re.Pattern[str]) -> Secret:
+    found = next((look for start, look in SIGNS.items() if pattern.pattern.startswith(start)), ("", 0))
+    return Secret(kind, pattern, *found)
+
+
+SECRETS = tuple(_secret(str(d.secret_type), pattern) for d in DETECTORS for pattern in d.denylist)
 
 PLACEHOLDER = re.compile(
     r"\{\{\s*[A-Za-z_]\w*\s*\}\}|\[(?:your|insert|enter|company|customer)(?![a-z])[^\]\n]{0,40}\]"
@@ -63,14 +91,14 @@ PLACEHOLDER = re.compile(
 PLACEHOLDER_PARTS = ("{{", "[", "<", "lorem ipsum", " ai ")
 
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}\b")
-TELEPHONE = re.compile(
-    r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?\(\d{2,4}\)[ .-]?\d{3,4}[ .-]?\d{3,4}(?!\d)"
-    r"|(?<![\w.])\+\d{1,3}(?:[ .-]?\d{2,4}){3,4}(?!\d)|(?<![\w.-])\d{3}[.-]\d{3}[.-]\d{4}(?![\d.-])"
+TELEPHONES = (
+    ("(", re.compile(r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?\(\d{2,4}\)[ .-]?\d{3,4}[ .-]?\d{3,4}(?!\d)")),
+    ("+", re.compile(r"(?<![\w.])\+\d{1,3}(?:[ .-]?\d{2,4}){3,4}(?!\d)")),
+    ("", re.compile(r"\d{3}[.-]\d{3}[.-]\d{4}(?![\d.-])(?<![\w.-].{12})")),
 )
-"""E-mail addresses and telephone numbers as people write them; reserved example domains do not count."""
-TELEPHONE_DIGITS = 7
+"""E-mail addresses and telephone numbers as people write them, the latter with a sign that each has; reserved example
+domains do not count."""
 
-DIGIT = re.compile(r"\d")
 EXAMPLE_DOMAIN = re.compile(r"@(?:[\w-]+\.)*example\.(?:com|org|net)$|\.(?:example|test|invalid)$", re.IGNORECASE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd\ufffe\uffff]")
 """Control characters, and what decoding leaves of bytes that it could not read."""
@@ -115,26 +143,23 @@ def contact(texts: Sequence[str]) -> str:
             for match in EMAIL.finditer(text):
                 if not EXAMPLE_DOMAIN.search(match.group()):
                     return _shown(match.group())
-        if len(DIGIT.findall(text)) >= TELEPHONE_DIGITS and (found := _first(TELEPHONE, text)):
+        found = next((found for sign, form in TELEPHONES if sign in text and (found := _first(form, text))), "")
+        if found:
             return found
     return ""
 
 
 def secret(texts: Sequence[str]) -> str:
     """The kind of the first key, token or password."""
-    for text in texts:
-        if _may_be_secret(text):
-            kind = next((kind for kind, pattern in SECRETS if pattern.search(text)), "")
-            if kind:
-                return kind
-    return ""
+    return next((found for text in texts if (found := _secret_in(text))), "")
 
 
-def _may_be_secret(text: str) -> bool:
-    if max(map(len, text.split()), default=0) >= SECRET_CHARS:
-        return True
-    small = text.lower()
-    return any(part in small for part in SHORT_SECRETS)
+def _secret_in(text: str) -> str:
+    longest, small = max(map(len, text.split()), default=0), text.lower()
+    if longest < SHORTEST_SECRET and not any(sign in small for sign in SHORT_SIGNS):
+        return ""
+    likely = (s for s in SECRETS if longest >= s.shortest and s.sign in small)
+    return next((s.kind for s in likely if s.pattern.search(text)), "")
 
 
 CHECKS: dict[str, Callable[[Sequence[str]], str]] = {

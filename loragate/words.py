@@ -5,8 +5,11 @@ from collections.abc import Sequence
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
+ASCII_WORD = re.compile(r"\w+", re.ASCII)
+"""Finds the same words in a text of ASCII alone, in less time."""
 
 
 def words_of(texts: Sequence[str]) -> list[str]:
     """The words of some texts in small letters; a character of a script without spaces is a word."""
-    return WORD.findall("\n".join(texts).lower())
+    joined = "\n".join(texts).lower()
+    return (ASCII_WORD if joined.isascii() else WORD).findall(joined)

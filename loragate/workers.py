@@ -4,6 +4,7 @@ The processes are forks: they find what the caller has loaded, and must be asked
 that start threads. They end with the caller, whatever ends that. Memory holds a few pieces a process, never all.
 """
 
+import gc
 import multiprocessing
 import os
 from collections import deque
@@ -20,6 +21,9 @@ R = TypeVar("R")
 
 AHEAD = 2
 """Pieces handed out for each process: one in work, one waiting."""
+
+COLLECT_AFTER = 100_000
+"""Objects between garbage collections: pieces are made of many objects and leave none behind."""
 
 _work: Callable[[Any], Any]
 
@@ -75,6 +79,8 @@ def _through(pool: ProcessPoolExecutor, pieces: Iterable[P], waiting: "deque[Fut
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work  # noqa: PLW0603 - one process, one kind of work
     _work = work
+    gc.freeze()  # what the caller has loaded is neither looked through nor, by that, copied
+    gc.set_threshold(COLLECT_AFTER)
     watch_caller()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from loragate.engines.language_model import encoder_of, load_tokenizer, marked_answers, template_of
-from loragate.engines.languages import foreign
+from loragate.engines.languages import foreign, require_known
 from loragate.passages import Passages
 from loragate.refs import digest_text
 from loragate.rendering import Example, Stretch, TemplateError, assemble, segments, stops_only, text_example
@@ -102,8 +102,14 @@ class Examiner:
     """What looking at rows needs: tokenizer, chat template, and what must not be in them."""
 
     def __init__(self, request: PrepareRows, passages: Passages) -> None:
-        """Load the tokenizer; nothing is tokenised yet, so that the process may still be forked."""
+        """Load the tokenizer; nothing is tokenised yet, so that the process may still be forked.
+
+        Raises:
+            ConfigError: The language that answers must be in is none that can be told.
+        """
         self.request, self.passages = request, passages
+        if request.language:
+            require_known(request.language)
         self.tokenizer = load_tokenizer(request.base)
         self.encode_all = encoder_of(self.tokenizer)
         self.encode = lru_cache(maxsize=4096)(lambda text: tuple(self.encode_all([text])[0]))

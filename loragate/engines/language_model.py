@@ -180,6 +180,7 @@ def template_of(tokenizer: Any, tools: str = "") -> Callable[[Sequence[Message],
     """
     offered = json.loads(tools) if tools else None
     compiled = _compile_jinja_template(tokenizer.get_chat_template(tools=offered))
+    compiled.globals = dict(compiled.globals)  # it is a chain of maps, slowly copied at every rendering
     given = {**tokenizer.special_tokens_map, "tools": offered, "documents": None}
 
     def apply(messages: Sequence[Message], prompt: bool) -> str:

@@ -1,4 +1,4 @@
-"""Which language a text is in (py3langid, a naive Bayes classifier over bytes, 97 languages; Lui and Baldwin 2012)."""
+"""Which language a text is in (py3langid: naive Bayes over byte n-grams; Lui and Baldwin 2012)."""
 
 from functools import cache
 from typing import Any
@@ -13,12 +13,7 @@ MOST_CHARS = 600
 
 
 def foreign(text: str, wanted: str) -> str:
-    """The language of a text and how sure that is, where it is not the wanted one; empty where it may be.
-
-    Raises:
-        ConfigError: The wanted language is none that can be told.
-    """
-    require_known(wanted)
+    """The language of a text and how sure that is, where it is not the wanted one; empty where it may be."""
     start = text[:MOST_CHARS]
     if sum(map(str.isalpha, start)) < FEWEST_LETTERS:
         return ""
@@ -26,7 +21,6 @@ def foreign(text: str, wanted: str) -> str:
     return f"{language} ({certainty:.2f})" if language != wanted and certainty >= LEAST_CERTAIN else ""
 
 
-@cache
 def require_known(language: str) -> None:
     """Refuse a language that the classifier does not know.
 

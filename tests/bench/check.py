@@ -7,7 +7,7 @@ Compared, for each number of made-up rows (see rows.py):
 - rows a second of the whole command, from the start of its process to its end (its own Prefect server, the report of
   Great Expectations and all else included, the base model prepared before), against rows a second of the tokenizer's
   `encode_batch` alone on the rendered rows (see encode.py), taken before and after it. Wanted: at least half.
-- peak memory: the most that all processes of the command have together, PSS of /proc every 0.2 s. Wanted: below 3 GB.
+- peak memory: the most that all processes of the command have together, PSS, looked at every 0.2 s. Wanted: below 3 GB.
 - with --also: seconds a row at both sizes, with and without what a check of 1,000 rows takes. Wanted: within 15 %.
 """
 
@@ -34,6 +34,10 @@ MARK = "LORAGATE_BENCH_MARK"
 """Environment variable that every process of one command inherits, whatever parent it moves to."""
 
 SAMPLE_SECONDS = 0.2
+NOTABLE_CHANGE = 0.005
+"""PSS is read anew only where what is resident has changed by this share: reading it walks every page, and would cost
+the check a tenth of two cores at some GB."""
+
 TINY_ROWS, START_ROWS = 200, 1000
 MIN_SHARE, MAX_GB, MAX_GROWTH = 0.5, 3.0, 1.15
 MAX_TOKENS, HELDOUT = 1024, 0.05
@@ -218,7 +222,7 @@ def watch(process: subprocess.Popen[bytes], family: "Family") -> Moment:
     """Wait for a process to end; return the moment at which it and all that it started had most in memory."""
     peak = Moment()
     while True:
-        peak = max(peak, family.look(), key=lambda each: each.total)
+        peak = max(peak, family.look(peak.total), key=lambda each: each.total)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SAMPLE_SECONDS)
             return peak
@@ -232,16 +236,22 @@ class Family:
         self._pid, self._mark = pid, f"{MARK}={mark}".encode()
         self._marked: dict[tuple[int, bytes], bool] = {}
         self._ticks: dict[tuple[int, bytes], int] = {}
+        self._resident = 0
 
     @property
     def processor(self) -> float:
         """Seconds of processor time that they have taken, those that have ended too."""
         return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
 
-    def look(self) -> Moment:
-        """Add up what all of them have in memory now."""
+    def look(self, most: int) -> Moment:
+        """Add up what all of them have in memory now; where that is surely not above `most` or as before, nothing."""
+        members = self._members()
+        resident = sum(_resident(pid) for pid in members)
+        if resident <= most or abs(resident - self._resident) < NOTABLE_CHANGE * self._resident:
+            return Moment()
+        self._resident = resident
         parts, anonymous = [], 0
-        for pid in self._members():
+        for pid in members:
             with suppress(OSError):  # it has ended in the meantime
                 size, own = _size(pid)
                 parts.append((_command(pid), size))
@@ -280,11 +290,17 @@ def _size(pid: int) -> tuple[int, int]:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
     except PermissionError:
-        resident = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return resident, resident
+        return _resident(pid), _resident(pid)
     kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
     pss = kilobytes.get("Pss", 0) * 1024
     return pss, pss - kilobytes.get("Pss_File", 0) * 1024
+
+
+def _resident(pid: int) -> int:
+    """What a process has in memory in bytes, pages that it shares counted whole; 0 where it has ended."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _command(pid: int) -> str:
@@ -307,7 +323,7 @@ def _summary(found: Sequence[Measured], threads: int) -> Iterator[str]:
         rows.append(cells)
     yield from table(columns, rows)
     yield f"The tokenizer had {threads} threads. GB are 10^9 bytes; memory is PSS, all the command's processes"
-    yield f"together, taken every {SAMPLE_SECONDS} s. How quiet it was, in seconds of processor time:"
+    yield f"together, looked at every {SAMPLE_SECONDS} s. How quiet it was, in seconds of processor time:"
     yield ""
     yield from _quiet(found)
 

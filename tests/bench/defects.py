@@ -117,7 +117,7 @@ def _roles(spot: Spot) -> str:
         (asked,),
         (asked, asked, said),
         (said, asked),
-        (asked, said, said),
+        (asked, said, ("assistant", "That is all there is to say.")),
         (asked, said, asked),
         (asked, ("robot", answer)),
     )

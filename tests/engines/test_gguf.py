@@ -17,6 +17,7 @@ from loragate.engines.scoring import score
 from loragate.errors import StepError
 from loragate.limits import GgufLimits
 from loragate.perplexity import Nll, total
+from loragate.rendering import read_rendered, rendered_line
 from loragate.rows import Conversation, Message
 from loragate.verdicts import Verdict
 from loragate.work import Base, ExportGguf, GgufEvidence, Model, ProbeGguf
@@ -74,7 +75,7 @@ def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATI
 
 def probe(gguf: Path, taught: Taught, answer_tokens: int = 24) -> GgufEvidence:
     files = (str(taught.rows / "heldout.jsonl"), str(taught.rows / "probes.jsonl"))
-    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens)
+    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens, taught.base.stop_ids)
     evidence = child.call("loragate.engines.llama:probe", request, log=gguf.with_suffix(".log"), fresh=True)
     assert isinstance(evidence, GgufEvidence)
     return evidence
@@ -196,3 +197,21 @@ def test_a_folder_that_is_no_model_is_a_sentence_with_its_log(tmp_path: Path) ->
     (tmp_path / "nothing").mkdir()
     with pytest.raises(StepError, match=r"ended with 1: .*config\.json.*its output is in .*model-f16\.log$"):
         export(str(tmp_path / "nothing"), tmp_path / "gguf", ("f16",))
+
+
+def test_a_taught_stop_token_that_llama_cpp_does_not_end_at_is_refused(
+    taught: Taught, files: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows"
+    shutil.copytree(taught.rows, rows)
+    lines = (taught.rows / "heldout.jsonl").read_bytes().splitlines()
+    example, conversation, place = read_rendered(lines[0])
+    ((start, end),) = example.spans
+    shorter = replace(example, spans=((start, end - 1),))
+    (rows / "heldout.jsonl").write_bytes(rendered_line(shorter, conversation, place))
+    last = example.ids[end - 2]
+    other = replace(taught, rows=rows, base=replace(taught.base, stop_ids=(*taught.base.stop_ids, last)))
+    found = probe(files["f16"], other)
+    assert (found.taught_stops, found.unknown_stops) == ((last,), (last,))
+    assert "taught_stops_end_answers" in refused(judged("f16", found, other))
+    assert probe(files["f16"], taught).unknown_stops == ()

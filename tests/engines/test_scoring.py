@@ -100,13 +100,13 @@ def test_the_output_head_on_supervised_positions_gives_the_same_logits(model: An
 
 
 def test_a_row_without_supervised_tokens_counts_nothing(model: Any) -> None:
-    rows = (Example((5, 6, 7), (False,) * 3, 1, 0, 3), Example((5, 6, 7), (False, False, True), 1, 1, 3))
+    rows = (Example((5, 6, 7), (), 1, 0, 3), Example((5, 6, 7), ((2, 3),), 1, 1, 3))
     silent, taught = score(model, rows, 100, ignore)
     assert (silent, taught.tokens) == (Nll(0.0, 0), 1)
 
 
 def test_the_first_token_is_never_counted(model: Any) -> None:
-    (row,) = score(model, (Example((5, 6, 7), (True, True, True), 1, 1, 3),), 100, ignore)
+    (row,) = score(model, (Example((5, 6, 7), ((0, 3),), 1, 1, 3),), 100, ignore)
     assert row.tokens == 2
 
 
@@ -115,7 +115,7 @@ LENGTHS = (5, 9, 9, 17, 30)
 EXAMPLES = tuple(
     Example(
         tuple(torch.randint(3, 97, (length,), generator=RANDOM).tolist()),
-        tuple(t >= length // 2 for t in range(length)),
+        ((length // 2, length),),
         1,
         1,
         length,

@@ -134,9 +134,63 @@ def test_refusal_is_told_to_a_person_by_rule_and_row(place: Place) -> None:
     done = place.loragate("check", "run.yaml")
     assert done.code == 3
     assert done.stdout.startswith("REFUSED  tiny\n")
-    assert "train.answer_not_empty" in done.stdout
-    assert "train.jsonl:5" in done.stdout
+    lines = done.stdout.splitlines()
+    (rule,) = (number for number, line in enumerate(lines) if line.split()[:1] == ["answer_not_empty"])
+    assert lines[rule].split()[1:4] == ["FAIL", "1", "0"]
+    assert lines[rule + 2].strip() == "train.jsonl:5"
     assert "Traceback" not in done.said
+    for name in ("data docs", "rejected rows", "report"):
+        (path,) = (line.removeprefix(name).strip() for line in lines if line.startswith(f"{name}  "))
+        assert Path(path).is_file()
+
+
+def test_cleaned_copy_of_refused_data_passes(place: Place) -> None:
+    without_answer(place)
+    done = place.loragate("check", "run.yaml", "--json", "--fix", "clean")
+    assert done.code == 3, done.said
+    clean = place.folder / "clean"
+    files = [str(clean / f"{side}.jsonl") for side in ("train", "heldout")]
+    assert done.json["fixed"] == {"kept": 34, "trimmed": 0, "duplicates": 0, "rejected": 2, "files": files}
+    rewrite(place.folder, data={"train": ["clean/train.jsonl"], "heldout": ["clean/heldout.jsonl"]})
+    assert place.loragate("check", "run.yaml").code == 0
+    again = place.loragate("check", "run.yaml", "--fix", "clean")
+    assert again.code == 2
+    assert "clean: something is there already; choose another folder" in again.stderr
+
+
+def test_rejected_rows_are_dropped_up_to_the_ceiling_where_the_run_file_says_so(place: Place) -> None:
+    without_answer(place)
+    drop = ("--set", "gates.data.on_reject=drop", "--set", "gates.data.max_dropped_share=0.1")
+    done = place.loragate("check", "run.yaml", "--json", *drop)
+    assert done.code == 0, done.said
+    ((findings,),) = ([gate["findings"]] for gate in done.json["gates"])
+    told = {finding["rule"]: finding["detail"] for finding in findings}
+    assert told["train.dropped"] == "training rows: share dropped (2 of 24) is 0.08333, at most 0.1 allowed"
+    assert told["train.rows"] == "training rows: 22 rows, at least 2 required"
+    refused = place.loragate("check", "run.yaml", "--json", *drop[:3], "gates.data.max_dropped_share=0.05")
+    assert refused.code == 3
+    assert "train.dropped" in refused.json["message"]
+
+
+def test_training_leaves_out_what_was_dropped(place: Place) -> None:
+    without_answer(place)
+    drop = ("--set", "gates.data.on_reject=drop", "--set", "gates.data.max_dropped_share=0.1")
+    done = place.loragate("release", "run.yaml", "--json", *drop, "--set", "model=dropped")
+    assert done.code == 0, done.said
+    (kept,) = place.home.glob("runs/kept-*/train.jsonl")
+    assert len(kept.read_text(encoding="utf-8").splitlines()) == 22
+
+
+def test_language_and_protected_files_of_the_run_file_are_obeyed(place: Place) -> None:
+    row = pairs(1, start=3)[0]
+    write_jsonl(place.folder / "bench.jsonl", [{"prompt": row["prompt"], "completion": "Something else."}])
+    rewrite(place.folder, data={"holdout_against": ["bench.jsonl"], "language": "de"})
+    done = place.loragate("check", "run.yaml", "--json")
+    assert done.code == 3, done.said
+    assert "train.not_in_protected" in done.json["message"]
+    assert "train.jsonl:4: asks what bench.jsonl:1 asks" in done.json["message"]
+    wrong = place.loragate("check", "run.yaml", "--set", "data.language=xx")
+    assert (wrong.code, "data.language: found xx, allowed: " in wrong.stderr) == (2, True)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, JsonValue, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, JsonValue, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -84,6 +84,12 @@ Entry = Annotated[
 ]
 
 
+Patterns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
+]
+
+
 class Data(Section):
     """The rows to learn from and the rows that are held out to judge by."""
 
@@ -94,9 +100,9 @@ class Data(Section):
     heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] = 0.1
     """Share of rows held out by the hash of their question (stable across retrains), or files of their own; a folder
     or data set with a split valid, validation or test is held out by that split where this is not set."""
-    general: tuple[str, ...] = ()
+    general: Patterns = ()
     """Files of rows about what must not be forgotten; no training row may hold a passage of theirs."""
-    holdout_against: tuple[str, ...] = ()
+    holdout_against: Patterns = ()
     """Files of rows that no training row may hold a passage of: your benchmarks and test sets."""
     format: Format = "auto"
     """Row format; auto looks at the keys of each file's first row."""

@@ -139,6 +139,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of the bare tokenizer")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.workdir:
+        options.workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="loragate-check-", dir=options.workdir))
     try:
         measure(Place(folder, options.threads, options.seed), options.rows, options.also)

@@ -1,6 +1,6 @@
 """How many planted defects the data gate names, and how many sound rows it names by mistake.
 
-    .venv/bin/python tests/bench/planted.py --data ../shared/data --rates 0.001 0.01 0.1
+    .venv/bin/python tests/bench/planted.py --data FOLDER --rates 0.001 0.01 0.1
 
 For each source of real rows (see sources.py; made-up ones where --data is missing), each rate and each rule of the data
 gate, that share of the rows (at least one) is spoilt by that rule's defect (see defects.py), no row by two, and
@@ -218,12 +218,14 @@ class Score:
 def main() -> None:
     """Plant, judge, count and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with alpaca_en_demo.json and wikisql/ (see its README)")
+    parser.add_argument("--data", type=Path, help="folder with alpaca_en_demo.json and wikisql/ (see sources.py)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.001, 0.01, 0.1])
     parser.add_argument("--workdir", type=Path, help="folder for a temporary folder (default: the system's)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="keep the temporary folder, and say where it is")
     options = parser.parse_args()
+    if options.workdir:
+        options.workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="loragate-planted-", dir=options.workdir))
     home = Home(folder / "home")
     prepare_environment(home, verbose=False)

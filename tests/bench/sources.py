@@ -1,7 +1,8 @@
 """The rows that defects are planted into: real ones where there are some, else made-up ones.
 
-Real are the two sets of ../shared/data (see its README), which are no part of the project: Alpaca's instructions, and
-WikiSQL's tables and questions with the query that answers them, which are read as questions and answers here.
+Real are two public sets that are no part of the project and lie in a folder of the user's: Alpaca's instructions
+(`alpaca_en_demo.json`), and WikiSQL's tables and questions with the query that answers them (`wikisql/train.jsonl`,
+`valid.jsonl`, `test.jsonl` in mlx-lm's form), which are read as questions and answers here.
 """
 
 import json

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from loragate.limits import DataLimits
+from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Finding, Verdict, at_most, conclude
-from loragate.work import CheckedFacts, RuleResult
 
 NULL_RULES = "_known"
 KNOWN = "every fact is known for every row"

@@ -84,9 +84,14 @@ Entry = Annotated[
 ]
 
 
+def _listed(value: object) -> object:
+    """One text as a list of one."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
 Patterns = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]),
+    BeforeValidator(_listed, json_schema_input_type=str | list[str]),
 ]
 
 

@@ -11,7 +11,7 @@ from loragate.config import plain
 from loragate.narration import tell
 from loragate.record import Fixed, as_plain
 from loragate.refs import Ref
-from loragate.work import CheckedFacts, CheckFacts, FindNear, FixRows, KeepRows
+from loragate.row_work import CheckedFacts, CheckFacts, FindNear, FixRows, KeepRows
 from tasks.policies import STEP
 from tasks.prepare_rows import find_files
 

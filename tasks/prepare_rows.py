@@ -7,7 +7,7 @@ from prefect import task
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe
 from loragate.config import plain
 from loragate.files import DataFiles, content_digest, data_files, hub_name, hub_sources
-from loragate.work import FetchDataSet, Prepared, PrepareRows
+from loragate.row_work import FetchDataSet, Prepared, PrepareRows
 from tasks.policies import STEP
 
 CODE = (
@@ -22,6 +22,7 @@ CODE = (
     "loragate.passages",
     "loragate.reading",
     "loragate.rendering",
+    "loragate.row_work",
     "loragate.rows",
     "loragate.streamed_json",
     "loragate.texts",

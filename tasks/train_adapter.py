@@ -30,6 +30,7 @@ def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows) -> Adapter:
         "train",
         {"base": base.digest, "rows": rows.digest},
         code=(
+            "loragate.engines.adapters",
             "loragate.engines.training",
             "loragate.engines.scoring",
             "loragate.engines.language_model",
@@ -54,6 +55,6 @@ def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows) -> Adapter:
 
 def inspect_adapter(attempt: Attempt, adapter: Ref) -> AdapterEvidence:
     """Read the adapter back from disk."""
-    steps = recipe("adapter", {"adapter": adapter.digest}, code=("loragate.engines.training",))
-    target = "loragate.engines.training:inspect_adapter"
+    steps = recipe("adapter", {"adapter": adapter.digest}, code=("loragate.engines.adapters",))
+    target = "loragate.engines.adapters:inspect_adapter"
     return attempt.build(steps, AdapterEvidence, lambda _: attempt.call(target, adapter.path))[1]

@@ -16,7 +16,7 @@ from loragate.errors import ConfigError
 from loragate.files import DataFile
 from loragate.reading import Reading, Shard, raw_value, read_shard, shards
 from loragate.record import Fixed
-from loragate.work import FixRows
+from loragate.row_work import FixRows
 
 SHARD_ROWS = 1000
 MENDED = frozenset({"no_duplicates"})

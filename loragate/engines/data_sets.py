@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 
 from loragate.child import Progress, Report
 from loragate.errors import DataFileError
-from loragate.work import FetchDataSet
+from loragate.row_work import FetchDataSet
 
 datasets.disable_progress_bars()
 

@@ -16,10 +16,10 @@ from loragate.engines.languages import foreign, require_known
 from loragate.passages import Passages
 from loragate.refs import digest_text
 from loragate.rendering import Example, Stretch, TemplateError, assemble, segments, stops_only, text_example
+from loragate.row_work import PrepareRows
 from loragate.rows import TEXT, Message, Row
 from loragate.texts import CHECKS, echoed, pattern_of, special, texts_of
 from loragate.words import words_of
-from loragate.work import PrepareRows
 
 ROLES = ("system", "user", "assistant", "tool")
 RESULTS = ("tool", "tool")

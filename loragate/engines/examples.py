@@ -25,8 +25,8 @@ from loragate.passages import Passages
 from loragate.reading import Reading, Shard, read_shard, shards
 from loragate.record import histogram
 from loragate.rendering import Encode, read_rendered, rendered_line
+from loragate.row_work import KeepRows, Prepared, PrepareRows
 from loragate.rows import copies, position
-from loragate.work import KeepRows, Prepared, PrepareRows
 from loragate.workers import available, in_order
 
 SIDES = ("train", "heldout")

@@ -19,7 +19,7 @@ from great_expectations.expectations.row_conditions import Column
 
 from loragate.child import Progress, Report
 from loragate.limits import DataLimits
-from loragate.work import CheckedFacts, CheckFacts, RuleResult
+from loragate.row_work import CheckedFacts, CheckFacts, RuleResult
 
 gxe: Any = _gxe  # its names are there, but not exported as a type checker understands it
 MAX_EXAMPLES = 5

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from loragate.child import Progress, Report
 from loragate.engines.sketches import BANDS, PERMUTATIONS, SKETCH, shingles_of
 from loragate.rendering import read_rendered
+from loragate.row_work import FindNear
 from loragate.texts import texts_of
 from loragate.words import words_of
-from loragate.work import FindNear
 
 Indices = npt.NDArray[np.int64]
 

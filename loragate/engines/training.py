@@ -5,7 +5,6 @@ forward passes it takes. Everything that decides the next step (weights, optimis
 is in a checkpoint, which is written beside the last one and then renamed over it.
 """
 
-import json
 import math
 import random
 import shutil
@@ -15,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
 from loragate.child import Progress, Report, ignore
 from loragate.config import Train
-from loragate.engines.language_model import by_length, choose_dtype, load_weights, read_examples, token_nats
+from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable, save_adapter
+from loragate.engines.language_model import by_length, choose_dtype, read_examples, token_nats
 from loragate.engines.scoring import score
-from loragate.errors import ConfigError
 from loragate.perplexity import total
 from loragate.record import CurvePoint
 from loragate.rendering import Example
-from loragate.store import write_atomically
-from loragate.work import AdapterEvidence, Model, TrainAdapter, Trained
+from loragate.work import TrainAdapter, Trained
 
 CHECKPOINT = "checkpoint.pt"
 WINDOW = 8
@@ -58,7 +55,7 @@ def train(request: TrainAdapter, report: Report) -> Trained:
     """
     settings, scratch = request.settings, Path(request.scratch)
     scratch.mkdir(parents=True, exist_ok=True)
-    model = adapted_model(request)
+    model = adapted_model(request.base, settings)
     examples, heldout = read_examples(request.train), read_examples(request.heldout)
     steps = list(plan(examples, settings))
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -77,27 +74,6 @@ def train(request: TrainAdapter, report: Report) -> Trained:
         if state.step % settings.checkpoint_steps == 0 or state.step == len(steps):
             _checkpoint(scratch, model, optimizer, state)
     return _finish(request, model, state, resumed_from)
-
-
-def adapted_model(request: TrainAdapter) -> Any:
-    """The base with a fresh adapter: A random by the seed, B zero, base frozen."""
-    settings = request.settings
-    base = Model(request.base, quantized=settings.method == "qlora", dtype=settings.dtype)
-    torch.manual_seed(settings.seed)
-    random.seed(settings.seed)
-    modules = list(settings.target_modules)
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
-    )
-    try:
-        model = get_peft_model(load_weights(base), config)
-    except ValueError as error:
-        raise ConfigError(f"train.target_modules {modules}: {str(error).splitlines()[0]}") from None
-    return model.train()
 
 
 def plan(examples: Sequence[Example], settings: Train) -> Iterator[list[int]]:
@@ -158,11 +134,6 @@ def _note_gradients(model: Any, state: State) -> None:
                 state.with_gradient.add(name)
 
 
-def lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the adapted modules by name."""
-    return ((name, module) for name, module in model.named_modules() if hasattr(module, "lora_B"))
-
-
 def _evaluate(
     model: Any, heldout: Sequence[Example], point: CurvePoint, state: State, folder: Path, settings: Train
 ) -> CurvePoint:
@@ -172,7 +143,7 @@ def _evaluate(
     model.train()
     if loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step
-        _save_adapter(model, folder / f"best-{state.step}")
+        save_adapter(model, folder / f"best-{state.step}")
     return CurvePoint(point.step, point.loss, point.learning_rate, point.grad_norm, loss)
 
 
@@ -214,23 +185,11 @@ def _resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> State
     return State(saved["step"], saved["best_step"], saved["best_loss"], curve, set(saved["with_gradient"]))
 
 
-def _save_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter so that the same weights are the same bytes wherever and whenever they are saved."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = ""  # a path of this machine; the record names the base by its digest
-    config["inference_mode"] = True
-    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    write_atomically(folder / "adapter_config.json", json.dumps(settings, indent=1, sort_keys=True, default=str))
-
-
 def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) -> Trained:
     """Put the best adapter into place and gather the evidence."""
     best = Path(request.scratch) / f"best-{state.best_step}"
     if not state.best_step:  # no held-out loss was finite: keep the last weights, for the gate to refuse
-        _save_adapter(model, best)
+        save_adapter(model, best)
     shutil.copytree(best, request.folder, dirs_exist_ok=True)
     names = [name for name, _ in lora_modules(model)]
     return Trained(
@@ -243,19 +202,3 @@ def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) 
         dtype=str(choose_dtype(request.settings.dtype)).removeprefix("torch."),
         resumed_from=resumed_from,
     )
-
-
-def inspect_adapter(folder: str, report: Report) -> AdapterEvidence:
-    """Read a saved adapter's weights back from disk."""
-    tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    report(Progress(1, 1, "adapter"))
-    return AdapterEvidence(
-        parameters=sum(t.numel() for t in tensors.values()),
-        zero_modules=tuple(name for name, t in tensors.items() if ".lora_B." in name and not bool(t.any())),
-        not_finite=tuple(name for name, t in tensors.items() if not bool(t.isfinite().all())),
-    )
-
-
-def predicted_trainable(model: Any, r: int) -> int:
-    """r * (in + out) summed over the adapted modules (Hu et al. 2021, arXiv 2106.09685, section 4.2)."""
-    return sum(r * (module.in_features + module.out_features) for _, module in lora_modules(model))

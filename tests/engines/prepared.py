@@ -12,7 +12,8 @@ from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines import examples, language_model, training
 from loragate.files import DataFile
-from loragate.work import Base, FetchBase, PrepareRows, TrainAdapter, Trained
+from loragate.row_work import PrepareRows
+from loragate.work import Base, FetchBase, TrainAdapter, Trained
 
 Raw = dict[str, Any]
 

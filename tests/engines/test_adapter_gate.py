@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from checks import training as gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines.training import inspect_adapter
+from loragate.engines.adapters import inspect_adapter
 from loragate.limits import TrainingLimits
 
 Tensors = dict[str, torch.Tensor]

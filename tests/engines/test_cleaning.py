@@ -14,7 +14,7 @@ from loragate.engines import cleaning
 from loragate.errors import ConfigError
 from loragate.files import DataFile
 from loragate.record import Fixed
-from loragate.work import FixRows
+from loragate.row_work import FixRows
 
 
 def reject(place: str, rule: str = "no_secrets", severity: str = "refuse") -> Raw:

@@ -12,7 +12,7 @@ from loragate.engines.tables import FOREIGN
 from loragate.errors import DataFileError
 from loragate.files import DataFiles, data_files, hub_sources
 from loragate.reading import Reading, read_shard, shards
-from loragate.work import FetchDataSet
+from loragate.row_work import FetchDataSet
 
 
 @pytest.fixture

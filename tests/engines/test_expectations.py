@@ -15,8 +15,9 @@ from loragate.child import ignore
 from loragate.engines import examples, near_duplicates
 from loragate.engines.expectations import check_facts
 from loragate.limits import DataLimits
+from loragate.row_work import CheckedFacts, CheckFacts, FindNear, KeepRows
 from loragate.verdicts import Verdict
-from loragate.work import Base, CheckedFacts, CheckFacts, FindNear, KeepRows
+from loragate.work import Base
 
 LIMITS = DataLimits()
 STRICT = DataLimits(max_near_duplicate_share=0.0, max_near_leaked_share=0.0, max_echoed_share=0.0)

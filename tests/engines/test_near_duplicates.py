@@ -11,9 +11,9 @@ from loragate.child import ignore
 from loragate.engines.near_duplicates import find_near
 from loragate.engines.sketches import shingles_of, sketch
 from loragate.rendering import Example, rendered_line
+from loragate.row_work import FindNear
 from loragate.rows import Conversation, Message
 from loragate.words import words_of
-from loragate.work import FindNear
 
 WORDS = [f"w{n}" for n in range(3000)]
 

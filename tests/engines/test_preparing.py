@@ -16,8 +16,9 @@ from loragate.engines.language_model import load_tokenizer, read_examples, templ
 from loragate.errors import ConfigError, DataFileError
 from loragate.files import DataFile
 from loragate.refs import manifest
+from loragate.row_work import Prepared, PrepareRows
 from loragate.rows import Message
-from loragate.work import Base, Prepared, PrepareRows
+from loragate.work import Base
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from loragate.limits import DataLimits
 from loragate.listing import WIDTH, describe, describe_check
 from loragate.record import AttemptRecord, Closed, Opened, histogram
 from loragate.refs import Ref
+from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Finding, Verdict, at_most, conclude
-from loragate.work import CheckedFacts, RuleResult
 from tasks.attempts import rehearsed
 
 RUN = "model: helper\nbase_model: {source: org/base}\ndata: {train: [rows.jsonl]}\n"

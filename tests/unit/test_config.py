@@ -46,6 +46,13 @@ def test_smallest_run_file_is_valid_and_takes_every_default(tmp_path: Path) -> N
             'train.learningrate: unknown key (did you mean "learning_rate"?)',
         ),
         (SMALLEST + "gates: {quality: {min_stop: 1}}\n", "gates.quality.min_stop: unknown key"),
+        (
+            SMALLEST.replace("rows.jsonl", "{source: a.jsonl, weigth: 2}"),
+            'data.train.0.weigth: unknown key (did you mean "weight"?); allowed here: source, weight, format,',
+        ),
+        (SMALLEST.replace("rows.jsonl", "{weight: 2}"), "data.train.0.source: required, but missing"),
+        (SMALLEST.replace("rows.jsonl", "a, {source: a, weight: 0}"), "data.train.1.weight: found 0, allowed: greater"),
+        (SMALLEST.replace("rows.jsonl", "7"), "data.train.0: found 7, allowed: valid string"),
         (SMALLEST + "train: {method: qlorra}\n", "'lora' or 'qlora' (did you mean \"qlora\"?)"),
         (SMALLEST + "train: {epochs: many}\n", 'train.epochs: found "many", allowed: valid integer'),
         (SMALLEST + "train: {epochs: 1.5}\n", "train.epochs: found 1.5, allowed: valid integer"),
@@ -254,3 +261,9 @@ def test_starter_says_so_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"file: cannot be written to: .*; nothing was written"):
         write_starter(tmp_path / "file")
+
+
+def test_general_may_be_one_file_or_several(tmp_path: Path) -> None:
+    for given in ("general.jsonl", "[general.jsonl]"):
+        text = SMALLEST.replace("[rows.jsonl]", f"[rows.jsonl], general: {given}")
+        assert load(written(tmp_path, text)).config.data.general == ("general.jsonl",)

@@ -11,8 +11,9 @@ from checks import data, gguf_file, merge, quality, training
 from loragate.limits import DataLimits, GgufLimits, MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
+from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Verdict
-from loragate.work import AdapterEvidence, Answer, Base, CheckedFacts, GgufEvidence, MergeEvidence, RuleResult, Trained
+from loragate.work import AdapterEvidence, Answer, Base, GgufEvidence, MergeEvidence, Trained
 
 NAN, INF = math.nan, math.inf
 STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)

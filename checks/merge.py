@@ -1,13 +1,43 @@
-"""The merge gate: whether the merged weights are what was trained, and nothing else."""
+"""The merge gate: whether the merged weights are what was trained, and nothing else.
+
+QLoRA has two merges to choose from. What the quality gate let pass is the trained model, so the nearest to that by
+KL(trained || candidate) is released; the other only where both are within the gate's limit and the nearest one's
+perplexity is worse by more than a limit of its own. The choice is never worse than peft's default, whichever is meant
+by that: into the base as it is, that is a candidate; into the quantised base, that is the de-quantised candidate
+quantised once more, which rounds most of the adapter away, while the candidate itself is what was trained, rounded
+once to the number format of the release.
+"""
+
+import math
+from collections.abc import Sequence
 
 from loragate.limits import MergeLimits
+from loragate.record import Merge, MergeCandidate
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, none_of
 from loragate.work import MergeEvidence
 
 
-def judge(evidence: MergeEvidence, limits: MergeLimits) -> Verdict:
-    """Judge divergences on held-out positions and the comparison of tensors with the base's."""
-    limit = limits.max_kl_float32 if evidence.dtype == "float32" else limits.max_kl_bfloat16
+def choose(candidates: Sequence[MergeCandidate], dtype: str, limits: MergeLimits) -> MergeCandidate:
+    """Choose the merge to release: the nearest to what was trained, unless another near one says it clearly better."""
+    nearest = min(candidates, key=_distance)
+    near = [each for each in candidates if _distance(each) <= _max_kl(dtype, limits)]
+    best = min(near, key=lambda each: each.nll.perplexity, default=nearest)
+    worse = nearest.nll.perplexity > limits.max_candidate_perplexity_ratio * best.nll.perplexity
+    return best if worse else nearest
+
+
+def _distance(candidate: MergeCandidate) -> float:
+    """Its divergence; what is not a number is the farthest."""
+    return candidate.kl if math.isfinite(candidate.kl) else math.inf
+
+
+def _max_kl(dtype: str, limits: MergeLimits) -> float:
+    return limits.max_kl_float32 if dtype == "float32" else limits.max_kl_bfloat16
+
+
+def judge(evidence: MergeEvidence, limits: MergeLimits, merged: Merge | None = None) -> Verdict:
+    """Judge divergences on held-out positions, the comparison of tensors with the base's, and the choice of a merge."""
+    limit = _max_kl(evidence.dtype, limits)
     positions = f"over {evidence.positions:,} positions"
     return conclude(
         "merge",
@@ -29,6 +59,7 @@ def judge(evidence: MergeEvidence, limits: MergeLimits) -> Verdict:
             none_of("other_weights_kept", evidence.altered, "weights without an adapter differ from the base's"),
             none_of("same_tensors", evidence.missing, "tensors are missing, added or of another shape"),
             _same_ties(evidence),
+            *([_best_candidate(merged, limits)] if merged and merged.candidates else []),
         ],
     )
 
@@ -36,3 +67,14 @@ def judge(evidence: MergeEvidence, limits: MergeLimits) -> Verdict:
 def _same_ties(evidence: MergeEvidence) -> Finding:
     detail = "input and output embeddings are tied as in the base"
     return Finding("same_ties", evidence.same_ties, detail if evidence.same_ties else f"not so: {detail}")
+
+
+def _best_candidate(merged: Merge, limits: MergeLimits) -> Finding:
+    """Whether the candidate that was kept is the one that the numbers on record choose."""
+    best = choose(merged.candidates, merged.dtype, limits)
+    said = "; ".join(
+        f"{each.name}: mean KL(trained || candidate) {each.kl:.4g}, perplexity {each.nll.perplexity:.4g}"
+        for each in merged.candidates
+    )
+    passed = merged.chosen == best.name and math.isfinite(best.kl) and math.isfinite(best.nll.perplexity)
+    return Finding("best_candidate", passed, f"{merged.chosen} was kept of {said}", value=best.kl)

@@ -5,12 +5,13 @@ from prefect import flow
 from tasks.attempts import attempted
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
-from tasks.gates import data_gate, gguf_gate, merge_gate, quality_gate, training_gate
+from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
 from tasks.measure_model import measure_model
 from tasks.merge_adapter import compare_merged, merge_adapter
+from tasks.plan_training import plan_training
 from tasks.prepare_rows import prepare_rows
 from tasks.register_release import register_release
-from tasks.train_adapter import train_adapter
+from tasks.train_adapter import preflight, train_adapter
 
 
 @flow(name="release", persist_result=True, result_serializer="json", validate_parameters=False)
@@ -23,19 +24,21 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         base = fetch_base(attempt)
         rows = prepare_rows(attempt, base)
         rows = data_gate(attempt, rows)
+        plan_gate(attempt, plan_training(attempt, base, rows))
 
         baseline = measure_model(attempt, "baseline", base, rows)
+        preflight_gate(attempt, preflight(attempt, base, rows))
         adapter = train_adapter(attempt, base, rows)
         training_gate(attempt, adapter)
 
         tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
         quality_gate(attempt, baseline, tuned, rows)
 
-        merged = merge_adapter(attempt, base, adapter)
-        merge_gate(attempt, compare_merged(attempt, base, adapter, merged, rows))
-        remeasured = measure_model(attempt, "merged", base, rows, weights=merged)
+        merged = merge_adapter(attempt, base, adapter, rows)
+        merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged, rows))
+        remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref)
 
-        for name, gguf in export_gguf(attempt, merged).items():
+        for name, gguf in export_gguf(attempt, merged.ref).items():
             gguf_gate(attempt, name, probe_gguf(attempt, name, gguf, base, rows), remeasured, base)
 
         return register_release(attempt)

@@ -4,25 +4,26 @@ The string under a field says meaning and unit; `loragate init` writes it as the
 keys, wrong types and bad combinations are refused while the tree is built, before anything is read or run.
 """
 
-import difflib
 import json
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, JsonValue, Tag, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from loragate.errors import BaseModelError, ConfigError
+from loragate.faults import explain
 from loragate.limits import Gates, Positive, Section, Share
+from loragate.presets import ATTENTION, UNAVAILABLE, expression_faults, filled, target_faults, targets
 
 Quantization = Literal["f16", "q8_0", "q4_k_m"]
+Rank = Annotated[int, Field(ge=1, le=1024)]
 Column = Literal[
     "messages",
     "conversations",
@@ -123,15 +124,36 @@ class Train(Section):
     """How the adapter is trained."""
 
     method: Literal["lora", "qlora"] = "lora"
-    """lora: adapter on the base as it is; qlora: adapter on the base in 4-bit NF4, double-quantised."""
-    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    """lora: adapter on the base as it is; qlora: adapter on the base quantised as the keys below say."""
+    preset: Literal["none", "balanced", "minimal", "unsloth", "minimind", "mlx"] = "none"
+    """Published settings for those keys of this section that the run file does not set itself; remove the keys that
+    the preset is to set."""
+    quantization: Literal["nf4", "fp4", "int8"] = "nf4"
+    """Number format of the base for qlora: 4-bit NF4 or FP4 (bitsandbytes), or 8-bit integers (LLM.int8)."""
+    double_quantization: bool = True
+    """Whether the scales of a 4-bit base are quantised too (Dettmers et al. 2023, arXiv 2305.14314, section 3)."""
+    r: Rank = 16
     """Rank of the adapter."""
     alpha: Positive = 32
     """Scale of the adapter: its output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input, as a share."""
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Names of the linear layers that get an adapter; [all-linear] takes every one but the output head."""
+    dora: bool = False
+    """Whether the length of each output's weights is learnt apart from their direction (arXiv 2402.09353)."""
+    rslora: bool = False
+    """Whether the adapter's output is multiplied by alpha / sqrt(r) instead (arXiv 2312.03732), for large ranks."""
+    init: Literal["default", "gaussian", "pissa", "olora", "eva", "loftq"] = "default"
+    """How lora_A starts: default is uniform (Kaiming), gaussian normal with deviation 1 / r; lora_B starts as zero.
+    The others are refused: their adapters do not fit the original base."""
+    target_modules: Annotated[
+        tuple[str, ...], Field(min_length=1), BeforeValidator(targets, json_schema_input_type=str | list[str])
+    ] = ATTENTION
+    """Linear layers that get an adapter: a list of names; or minimal (q_proj, v_proj), attention (q, k, v and o_proj),
+    all (every one but the output head; also all-linear); or re:... with a regular expression for whole names."""
+    rank_pattern: Mapping[str, Rank] = {}
+    """Other ranks for layers by the end of their names, regular expressions allowed, e.g. {down_proj: 32}."""
+    alpha_pattern: Mapping[str, Positive] = {}
+    """Other alphas, likewise."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -154,6 +176,30 @@ class Train(Section):
     """Number format of weights and arithmetic; auto: bfloat16 where the hardware multiplies it fast, else float32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random: adapter start, row order, dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, section: object) -> object:
+        return filled(section) if isinstance(section, Mapping) else section
+
+    @model_validator(mode="after")
+    def _methods(self) -> Self:
+        """Refuse methods that do not go together."""
+        if faults := list(self._faults()):
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        if self.init in UNAVAILABLE:
+            yield f"train.init: {self.init} {UNAVAILABLE[self.init]}; choose default or gaussian"
+        if self.method == "lora" and (self.quantization != "nf4" or not self.double_quantization):
+            yield "train.quantization and train.double_quantization belong to method qlora; set it, or remove them"
+        if self.method == "qlora" and self.quantization == "int8" and self.dora:
+            yield "train.dora: peft cannot compute it on an 8-bit base; choose quantization nf4, or leave dora off"
+        yield from target_faults(self.target_modules)
+        for name in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, name):
+                yield from expression_faults(f"train.{name}", key)
 
 
 class Export(Section):
@@ -201,8 +247,6 @@ class Config(Section):
         local = self.base_model.source.endswith(".gguf") or self.base_model.source.startswith((".", "/", "~"))
         if local and self.base_model.revision is not None:
             raise ValueError("base_model.revision belongs to hub ids; a local base model is pinned by its digest")
-        if "all-linear" in self.train.target_modules and len(self.train.target_modules) > 1:
-            raise ValueError("train.target_modules: all-linear stands alone; remove the other names")
         return self
 
 
@@ -254,7 +298,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunFile:
         config = Config.model_validate_json(_as_json(tree, path))
     except ValidationError as error:
         where = f"{path} with its --set" if overrides else str(path)
-        raise ConfigError("\n".join(f"{where}: {_explain(fault)}" for fault in _faults(error))) from None
+        raise ConfigError("\n".join(f"{where}: {fault}" for fault in explain(error, _fields_at))) from None
     return RunFile(path.resolve(), config)
 
 
@@ -300,43 +344,6 @@ def _override(tree: dict[str, object], override: str) -> None:
             raise ConfigError(f"--set {override}: {section} is a value in the run file, not a section")
         node = child
     node[key] = _parse(value, f"--set {name}")
-
-
-def _faults(error: ValidationError) -> list[ErrorDetails]:
-    """List the faults, leaving out a list that is too short only because its items are faulty."""
-    faults = error.errors()
-    inner = {fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))}
-    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
-
-
-def _explain(error: ErrorDetails) -> str:
-    where = ".".join(_told(error["loc"]))
-    if error["type"] == "extra_forbidden":
-        known = _fields_at(error["loc"][:-1])
-        return f"{where}: unknown key{_did_you_mean(str(error['loc'][-1]), known)}; allowed here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{where}: required, but missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    found = json.dumps(error["input"], default=str)
-    close = ""
-    if error["type"] == "literal_error":
-        options = str(error["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        close = _did_you_mean(str(error["input"]), options)
-    message = error["msg"].removeprefix("Input should be ").removeprefix("a ")
-    return f"{where}: found {found[:200]}, allowed: {message}{close}"
-
-
-def _told(location: Sequence[int | str]) -> list[str]:
-    """The parts of a fault's place that the run file has, too: no names of types, no tags of a choice between two."""
-    parts = [str(part) for part in location if not str(part).startswith(("tuple[", "constrained-"))]
-    inside = ("data", "train")
-    return [part for i, part in enumerate(parts) if not (i == 3 and tuple(parts[:2]) == inside)]  # noqa: PLR2004
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return f' (did you mean "{close[0]}"?)' if close else ""
 
 
 def _fields_at(location: Sequence[int | str]) -> list[str]:

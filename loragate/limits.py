@@ -72,12 +72,52 @@ class DataLimits(Section):
     """Share of rows of either side that may be dropped."""
 
 
+class PlanLimits(Section):
+    """Limits of the plan gate, which judges the settings of a training before it begins; all but memory only warn."""
+
+    small_rows: Positive = 1000
+    """Fewer training rows than this are few: the next two limits hold for them (own choice)."""
+    max_small_rank: Positive = 16
+    """Largest rank for few rows (own choice; Hu et al. 2021, arXiv 2106.09685, table 6: 4 and 64 did alike)."""
+    max_small_epochs: Positive = 5
+    """Most epochs over few rows (own choice; Unsloth's guide: 1 to 3)."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-4
+    """Lowest learning rate at which adapters move (TRL's guide: ten times that of full training); where alpha / r is
+    above 2, the rate counts for as much more."""
+    max_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate, likewise (own choice: twice the highest of Hu et al. 2021, table 9)."""
+    min_projections: Positive = 2
+    """Fewest projections with an adapter (Hu et al. 2021, table 5: two of rank 4 do better than one of rank 8)."""
+    max_memory_share: Annotated[float, Field(gt=0)] = 1.0
+    """Estimated memory of training / the device's; beyond it nothing is loaded (refused)."""
+
+
 class TrainingLimits(Section):
     """Limits of the training gate."""
 
     max_gradient_growth: Annotated[float, Field(ge=1)] = 1000.0
     """Largest gradient norm before clipping / the first step's norm. Own measurement: sound trainings stay below 50;
     a learning rate that breaks the model passes 1e8, and may do so with a loss that looks harmless."""
+
+
+class PreflightLimits(Section):
+    """Limits of the preflight gate: training's own arithmetic on a few real rows. Own measurements: float32 differs by
+    1e-6 (losses) and 2e-6 (gradients), bfloat16 by 1e-2 and 5e-2."""
+
+    num_rows: Positive = 4
+    """Training rows that are tried, of different lengths."""
+    max_start_difference: Annotated[float, Field(ge=0)] = 0.0
+    """Largest difference that the fresh adapter may make to a logit: its second half is zero, so none at all."""
+    max_start_difference_dora: Annotated[float, Field(ge=0)] = 1e-1
+    """The same for DoRA, whose magnitudes are the weights' norms but for rounding (bfloat16: 8 bits)."""
+    max_row_difference_float32: Annotated[float, Field(gt=0)] = 1e-4
+    """Difference of a row's loss in packs from its loss alone, as a share, when weights are float32."""
+    max_row_difference_bfloat16: Annotated[float, Field(gt=0)] = 5e-2
+    """The same when weights are bfloat16."""
+    max_gradient_difference_float32: Annotated[float, Field(gt=0)] = 1e-3
+    """Difference of a step's gradient in one pass and in many, as a share of its norm, when weights are float32."""
+    max_gradient_difference_bfloat16: Annotated[float, Field(gt=0)] = 2e-1
+    """The same when weights are bfloat16; a mean of means over rows of different lengths is further off."""
 
 
 class QualityLimits(Section):
@@ -102,6 +142,9 @@ class MergeLimits(Section):
     """The same when weights are bfloat16, whose 8-bit mantissa rounds the merged delta."""
     min_kl_from_base: Annotated[float, Field(gt=0)] = 1e-4
     """Mean KL divergence in nats, merged || base, below which the merge changed nothing."""
+    max_candidate_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.01
+    """Perplexity of the QLoRA merge that is nearest to what was trained / that of the other, above which the other is
+    released if its KL divergence is within the limit above, too (own choice)."""
 
 
 class GgufLimits(Section):
@@ -127,6 +170,10 @@ class Gates(Section):
 
     data: DataLimits = DataLimits()
     """Limits of the data gate."""
+    preflight: PreflightLimits = PreflightLimits()
+    """Limits of the preflight gate."""
+    plan: PlanLimits = PlanLimits()
+    """Limits of the plan gate."""
     training: TrainingLimits = TrainingLimits()
     """Limits of the training gate."""
     quality: QualityLimits = QualityLimits()

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from loragate.errors import ConfigError
+from loragate.plan import GIGABYTE, Plan
 from loragate.record import AttemptRecord
 from loragate.verdicts import Finding, Verdict
 
@@ -79,6 +80,7 @@ def describe(record: AttemptRecord, report: str) -> str:
         *(_gate(verdict) for verdict in record.verdicts),
         "",
         *_ladder(record),
+        *_merges(record),
         *(f"{name:<18} {ref.path}" for name, ref in record.artifacts.items()),
         f"{'attempt':<18} {record.opened.attempt}, started {record.opened.started}",
         *([f"{'aliases given':<18} {', '.join(closed.aliases)}"] if closed and closed.aliases else []),
@@ -91,10 +93,41 @@ def describe(record: AttemptRecord, report: str) -> str:
 def describe_check(record: AttemptRecord, report: str) -> str:
     """The verdict, every rule with the rows that break it, and where to look further."""
     ending = [line for text in _ending(record) for line in textwrap.wrap(_visible(text), WIDTH)]
-    tables = [line for verdict in record.verdicts for line in (*_rules(verdict), "")]
+    tables = [line for verdict in record.verdicts for line in (*_told(verdict), "")]
+    tables += [*_planned(record.plan), ""] if record.plan else []
     places = {**_check_places(record), "check": f"{record.opened.attempt}, started {record.opened.started}"}
     where = [f"{name:<14} {place}" for name, place in {**places, "report": report}.items()]
     return "\n".join([f"{record.outcome.upper()}  {record.opened.model}", *ending, "", *tables, *where])
+
+
+def _told(verdict: Verdict) -> Iterator[str]:
+    """A gate's rules: those about rows as a table, of the others what does not hold."""
+    if verdict.gate == "data":
+        yield from _rules(verdict)
+        return
+    yield f"{verdict.gate} gate  {MARK[verdict.status]}  ({len(verdict.findings)} rules)"
+    for finding in verdict.findings:
+        if not finding.passed:
+            word = "warning: " if finding.severity == "warn" else ""
+            yield from _indented(f"{word}{finding.rule}: {finding.detail}", 4)
+
+
+def _planned(plan: Plan) -> Iterator[str]:
+    """What training will take, a line each."""
+    model, rows, memory = plan.model, plan.rows, plan.model.memory
+    share = f"{model.trainable / model.parameters:.3%} of {model.parameters:,}"
+    yield "the plan"
+    yield from (
+        f"  {name:<22} {told}"
+        for name, told in {
+            "trainable parameters": f"{model.trainable:,} ({share}), in {model.modules} modules",
+            "optimizer steps": f"{plan.steps:,} in {plan.epochs} epochs of {rows.rows:,} rows",
+            "tokens an epoch": f"{rows.tokens:,}, of which {rows.supervised:,} taught",
+            "estimated memory": f"{memory.total / GIGABYTE:.2f} GB of {plan.device.memory / GIGABYTE:.2f} GB, "
+            f"{plan.device.name}, {model.dtype}",
+            **({"estimated time": f"{plan.seconds / 60:.1f} minutes"} if plan.seconds is not None else {}),
+        }.items()
+    )
 
 
 def _check_places(record: AttemptRecord) -> dict[str, str]:
@@ -192,4 +225,15 @@ def _ladder(record: AttemptRecord) -> list[str]:
     for rung in record.ladder:
         ratio = rung.nll.perplexity / first
         lines.append(f"  {rung.name:<16} {rung.nll.perplexity:10.3f}   x{ratio:.3f} of {record.ladder[0].name}")
+    return [*lines, ""]
+
+
+def _merges(record: AttemptRecord) -> list[str]:
+    """Every merge that was scored against what was trained."""
+    if not record.merge or not record.merge.candidates:
+        return []
+    lines = [f"merges of the adapter, held against what was trained; kept: {record.merge.chosen}"]
+    for each in record.merge.candidates:
+        agreed = f"top-1 agreement {each.top1_agreement:.4f}"
+        lines.append(f"  {each.name:<16} {each.nll.perplexity:10.3f}   KL {each.kl:.3g}   {agreed}")
     return [*lines, ""]

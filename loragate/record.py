@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from loragate.errors import VerificationError
 from loragate.perplexity import Nll
+from loragate.plan import Plan
 from loragate.refs import Ref
 from loragate.verdicts import Verdict
 
@@ -28,12 +29,14 @@ Event = Literal[
     "tracked",
     "input",
     "seconds",
+    "plan",
     "verdict",
     "rung",
     "curve",
     "histogram",
     "fixed",
     "samples",
+    "merge",
     "artifact",
     "closed",
 ]
@@ -57,6 +60,39 @@ class Sample:
     after: str
     before_stopped: bool
     after_stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCandidate:
+    """One way to merge an adapter, held against what was trained on the same held-out positions.
+
+    Attributes:
+        name: `dequantised`: into the base as training saw it; `original`: into the base as it is.
+        kl: Mean KL(trained || candidate) in nats.
+        top1_agreement: Share of positions where both agree on the likeliest token.
+    """
+
+    name: str
+    kl: float
+    top1_agreement: float
+    nll: Nll
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """How the merged weights came to be.
+
+    Attributes:
+        chosen: Name of the candidate whose weights were kept.
+        dtype: Number format of the weights.
+        way: `streamed`, or why the whole model was merged in memory.
+        candidates: Every candidate that was scored; none where there was one way only.
+    """
+
+    chosen: str
+    dtype: str
+    way: str
+    candidates: tuple[MergeCandidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +236,7 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
+        merge: How the adapter was merged; None where it was not.
     """
 
     opened: Opened
@@ -211,7 +248,9 @@ class AttemptRecord:
     lengths: Histogram | None = None
     taught_shares: Histogram | None = None
     fixed: Fixed | None = None
+    plan: Plan | None = None
     samples: tuple[Sample, ...] = ()
+    merge: Merge | None = None
     artifacts: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -280,7 +319,9 @@ class Journal:
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
             taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
             fixed=_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
+            plan=_as(Plan, seen["plan"][""]) if "plan" in seen else None,
             samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
+            merge=_as(Merge, seen["merge"][""]) if "merge" in seen else None,
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
             seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
@@ -319,6 +360,8 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),
+        **({"plan": record.plan.as_told()} if record.plan else {}),
+        **({"merge": asdict(record.merge)} if record.merge and record.merge.candidates else {}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from loragate.config import Train
 from loragate.perplexity import Nll
+from loragate.plan import ModelFacts, RowFacts
 from loragate.record import CurvePoint
 from loragate.rows import Conversation
 
@@ -61,13 +62,17 @@ class Model:
 
     Attributes:
         adapter: Folder of the adapter, None for the weights alone.
-        quantized: Whether the base is loaded in 4-bit NF4.
+        quantized: Whether the base is loaded quantised.
+        quantization: Number format of a quantised base.
+        double_quantization: Whether the scales of a 4-bit base are quantised too.
     """
 
     base: Base
     adapter: str | None = None
     quantized: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["nf4", "fp4", "int8"] = "nf4"
+    double_quantization: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,29 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanTraining:
+    """Count what a training will take, without loading the base's weights.
+
+    Attributes:
+        rows: Folder of prepared rows.
+        max_tokens: Length at which rows were cut.
+    """
+
+    base: Base
+    settings: Train
+    rows: str
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted for a plan."""
+
+    rows: RowFacts
+    model: ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
 class TrainAdapter:
     """Train an adapter.
 
@@ -129,7 +157,7 @@ class Trained:
         curve: Every optimizer step.
         best_step: Step of the released adapter: the one with the lowest held-out loss.
         trainable: Trainable parameters as counted.
-        predicted_trainable: r * (in + out) summed over the adapted modules.
+        predicted_trainable: r * (in + out) summed over the adapted modules, out more of each for DoRA.
         modules: Adapted modules.
         modules_without_gradient: Those whose lora_B never got a gradient other than zero.
         dtype: Number format of the base weights in training.
@@ -144,6 +172,47 @@ class Trained:
     modules_without_gradient: tuple[str, ...]
     dtype: str
     resumed_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """Try out training's arithmetic on a few rows.
+
+    Attributes:
+        train: File of rendered training rows.
+        rows: How many of them to try.
+    """
+
+    base: Base
+    settings: Train
+    train: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightEvidence:
+    """What a trial found.
+
+    Attributes:
+        packed: Whether rows go through the model in packs; else they are padded.
+        start_difference: Largest difference of a logit with the fresh adapter and without.
+        dora: Whether the adapter is of DoRA, whose start equals the base but for rounding.
+        row_difference: Largest difference of a row's loss, as training computes it, from the model's own, as a share.
+        gradient_difference: Difference of the gradients of the rows together and one by one, as a share.
+        modules, modules_without_gradient, trainable, predicted_trainable, dtype: As in `Trained`.
+    """
+
+    rows: int
+    packed: bool
+    start_difference: float
+    dora: bool
+    row_difference: float
+    gradient_difference: float
+    modules: int
+    modules_without_gradient: tuple[str, ...]
+    trainable: int
+    predicted_trainable: int
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +236,21 @@ class MergeAdapter:
 
     model: Model
     folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergeBoth:
+    """Merge a QLoRA adapter into the de-quantised base and into the base as it is, and score both.
+
+    Attributes:
+        folder: Gets a folder for each, of the candidate's name.
+        rows: How many of the rows in `examples` are scored.
+    """
+
+    model: Model
+    folder: str
+    examples: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)

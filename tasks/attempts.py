@@ -50,7 +50,7 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
     except GateRefusedError as refusal:
         close(attempt, Closed("refused", str(refusal), now()), "checks")
         raise
-    close(attempt, Closed("passed", "the data gate passed", now()), "checks")
+    close(attempt, Closed("passed", "the data gate and the plan gate passed", now()), "checks")
 
 
 def end(attempt: Attempt, closed: Closed) -> None:

@@ -3,13 +3,15 @@
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from checks import data, gguf_file, merge, quality, training
+from checks import data, gguf_file, merge, plan, preflight, quality, training
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.errors import GateRefusedError
+from loragate.plan import Plan
 from loragate.record import Sample
 from loragate.verdicts import Verdict
-from loragate.work import GgufEvidence, MergeEvidence
+from loragate.work import GgufEvidence, MergeEvidence, PreflightEvidence
 from tasks.check_rows import check_rows, keep_rows
+from tasks.merge_adapter import Merged
 from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
@@ -21,6 +23,18 @@ def data_gate(attempt: Attempt, rows: Rows) -> Rows:
     evidence = check_rows(attempt, rows)
     settle(attempt, data.judge(evidence.checked, attempt.config.gates.data))
     return keep_rows(attempt, rows, evidence)
+
+
+@task(name="plan gate", **STEP)
+def plan_gate(attempt: Attempt, planned: Plan) -> None:
+    """Refuse a training that cannot work as the run file describes it; warn of what is odd about it."""
+    settle(attempt, plan.judge(attempt.config.train, planned, attempt.config.gates.plan))
+
+
+@task(name="preflight gate", **STEP)
+def preflight_gate(attempt: Attempt, evidence: PreflightEvidence) -> None:
+    """Refuse a training whose arithmetic is not what it should be."""
+    settle(attempt, preflight.judge(evidence, attempt.config.gates.preflight))
 
 
 @task(name="training gate", **STEP)
@@ -37,9 +51,9 @@ def quality_gate(attempt: Attempt, baseline: Measurement, tuned: Measurement, ro
 
 
 @task(name="merge gate", **STEP)
-def merge_gate(attempt: Attempt, evidence: MergeEvidence) -> None:
-    """Refuse merged weights that are not what was trained."""
-    settle(attempt, merge.judge(evidence, attempt.config.gates.merge))
+def merge_gate(attempt: Attempt, merged: Merged, evidence: MergeEvidence) -> None:
+    """Refuse merged weights that are not what was trained, and a choice that the numbers on record do not bear out."""
+    settle(attempt, merge.judge(evidence, attempt.config.gates.merge, merged.how))
 
 
 @task(name="GGUF gate", task_run_name="GGUF gate {name}", **STEP)

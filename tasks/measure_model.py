@@ -30,10 +30,10 @@ def measure_model(
     steps = recipe(
         name,
         {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""},
-        code=("loragate.engines.scoring", "loragate.engines.language_model"),
+        code=("loragate.engines.scoring", "loragate.engines.packing", "loragate.engines.language_model"),
         libraries=("torch", "transformers", "peft"),
         settings={
-            "quantized": model.quantized,
+            "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
             "dtype": model.dtype,
             "samples": len(questions),
             "answer_tokens": limits.sample_tokens,

@@ -11,9 +11,16 @@ from loragate.work import Model
 
 
 def adapted(attempt: Attempt, base: FetchedBase, adapter: str | None) -> Model:
-    """The base as training sees it (4-bit for QLoRA), with an adapter on top unless that is None."""
+    """The base as training sees it (quantised for QLoRA), with an adapter on top unless that is None."""
     train = attempt.config.train
-    return Model(base.base, adapter, quantized=train.method == "qlora" and adapter is not None, dtype=train.dtype)
+    return Model(
+        base.base,
+        adapter,
+        quantized=train.method == "qlora" and adapter is not None,
+        dtype=train.dtype,
+        quantization=train.quantization,
+        double_quantization=train.double_quantization,
+    )
 
 
 def merged_model(attempt: Attempt, base: FetchedBase, folder: str) -> Model:

@@ -7,8 +7,22 @@ from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
 from loragate.refs import Ref
-from loragate.work import AdapterEvidence, TrainAdapter, Trained
+from loragate.work import AdapterEvidence, Preflight, PreflightEvidence, TrainAdapter, Trained
 from tasks.policies import STEP
+
+CODE = (
+    "loragate.engines.adapters",
+    "loragate.engines.training",
+    "loragate.engines.packing",
+    "loragate.engines.scoring",
+    "loragate.engines.language_model",
+)
+"""Modules that decide what a training makes of its rows."""
+
+
+def libraries(method: str) -> tuple[str, ...]:
+    """Libraries that decide it, too."""
+    return ("torch", "transformers", "peft", *(("bitsandbytes",) if method == "qlora" else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +32,22 @@ class Adapter:
     ref: Ref
     trained: Trained
     evidence: AdapterEvidence
+
+
+@task(name="preflight", **STEP)
+def preflight(attempt: Attempt, base: FetchedBase, rows: Rows) -> PreflightEvidence:
+    """Try out the arithmetic of training on a few real rows."""
+    train, count = attempt.config.train, attempt.config.gates.preflight.num_rows
+    steps = recipe(
+        "preflight",
+        {"base": base.digest, "rows": rows.digest},
+        code=(*CODE, "loragate.engines.preflight"),
+        libraries=libraries(train.method),
+        settings=section(attempt.config, "train") | {"rows": count},
+    )
+    request = Preflight(base.base, train, rows.file("train.jsonl"), count)
+    target = "loragate.engines.preflight:try_out"
+    return attempt.build(steps, PreflightEvidence, lambda _: attempt.call(target, request))[1]
 
 
 @task(name="train adapter", **STEP)
@@ -32,8 +62,10 @@ def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows) -> Adapter:
         code=(
             "loragate.engines.adapters",
             "loragate.engines.training",
+            "loragate.engines.packing",
             "loragate.engines.scoring",
             "loragate.engines.language_model",
+            "loragate.presets",
         ),
         libraries=("torch", "transformers", "peft", *(["bitsandbytes"] if train.method == "qlora" else [])),
         settings=section(attempt.config, "train"),

@@ -104,6 +104,7 @@ def write_run(folder: Path, model: Path, **sections: dict[str, object]) -> Path:
         "train": {"learning_rate": 5e-3, "epochs": 2, "checkpoint_steps": 2, "batch_size": 4, "dtype": "float32"},
         "gates": {
             "quality": {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0},
+            "plan": {"max_learning_rate": 5e-3},
             "gguf": {"min_stop_share": 0.0, "max_perplexity_ratio_q4_k_m": 1.5},
         },
         "export": {"gguf": ["q8_0"]},

@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from loragate.child import Progress, Report
 from loragate.config import Train
 from loragate.engines.language_model import load_weights
 from loragate.errors import ConfigError
+from loragate.presets import ALL_LINEAR, EXPRESSION, pattern_of
 from loragate.store import write_atomically
 from loragate.work import AdapterEvidence, Base, Model
 
@@ -22,24 +24,64 @@ def adapted_model(base: Base, settings: Train) -> Any:
     """The base with a fresh adapter: A random by the seed, B zero, base frozen; in training mode.
 
     Raises:
-        ConfigError: A target module is not in the model.
+        ConfigError: A target module is not in the model, or a pattern fits none that is adapted.
     """
-    weights = Model(base, quantized=settings.method == "qlora", dtype=settings.dtype)
+    weights = Model(
+        base,
+        quantized=settings.method == "qlora",
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        double_quantization=settings.double_quantization,
+    )
     torch.manual_seed(settings.seed)
     random.seed(settings.seed)
+    return put_adapter(load_weights(weights), settings).train()
+
+
+def put_adapter(weights: Any, settings: Train) -> Any:
+    """Put a fresh adapter on loaded weights, of whatever device.
+
+    Raises:
+        ConfigError: A target module is not in the model, or a pattern fits none that is adapted.
+    """
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # a pattern that fits nothing: below
+        try:
+            model = get_peft_model(weights, lora_config(settings))
+        except ValueError as error:
+            raise ConfigError(f"train.target_modules {list(settings.target_modules)}: {_first_line(error)}") from None
+    names = [_name(name) for name, _ in lora_modules(model)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(settings, key):
+            if not any(pattern_of({pattern: 0}, name) for name in names):
+                raise ConfigError(f"train.{key}: {pattern} fits no adapted module; they are like {names[0]}")
+    return model
+
+
+def lora_config(settings: Train) -> LoraConfig:
+    """The adapter's settings in peft's words."""
     modules = list(settings.target_modules)
-    config = LoraConfig(
+    special = modules[0] if modules[0] == ALL_LINEAR or modules[0].startswith(EXPRESSION) else None
+    return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
+        use_dora=settings.dora,
+        use_rslora=settings.rslora,
+        init_lora_weights=True if settings.init == "default" else settings.init,
+        target_modules=special.removeprefix(EXPRESSION) if special else modules,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=dict(settings.alpha_pattern),
     )
-    try:
-        model = get_peft_model(load_weights(weights), config)
-    except ValueError as error:
-        raise ConfigError(f"train.target_modules {modules}: {str(error).splitlines()[0]}") from None
-    return model.train()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _name(name: str) -> str:
+    """A module's name in the base model."""
+    return name.removeprefix("base_model.model.")
 
 
 def lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
@@ -48,8 +90,19 @@ def lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def predicted_trainable(model: Any, r: int) -> int:
-    """r * (in + out) summed over the adapted modules (Hu et al. 2021, arXiv 2106.09685, section 4.2)."""
-    return sum(r * (module.in_features + module.out_features) for _, module in lora_modules(model))
+    """Count what is to be trained, from the sizes of the adapted modules and not from the adapter.
+
+    r * (in + out) of each module (Hu et al. 2021, arXiv 2106.09685, section 4.2), with the rank that the adapter's
+    rank_pattern gives it, and out more for DoRA's magnitudes (Liu et al. 2024, arXiv 2402.09353, section 4).
+    """
+    config = model.peft_config["default"]
+    count = 0
+    for name, module in lora_modules(model):
+        pattern = pattern_of(config.rank_pattern, _name(name))
+        rank = r if pattern is None else config.rank_pattern[pattern]
+        count += rank * (module.in_features + module.out_features)
+        count += module.out_features if config.use_dora else 0
+    return count
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -35,6 +35,7 @@ class Facts:
 
     Attributes:
         side: train, heldout, or unused where the weight of its file leaves the row out.
+        copies: How often an epoch takes the row.
         file, row: Where it stands.
         problem: Why it could not be read or rendered.
         roles_problem: What is wrong with the order of its roles.
@@ -51,6 +52,7 @@ class Facts:
     """
 
     side: str
+    copies: int
     file: str
     row: int
     problem: str
@@ -188,6 +190,7 @@ class Examiner:
         bos = self.tokenizer.bos_token_id
         return Facts(
             side=draft.side,
+            copies=draft.copies,
             file=row.file,
             row=row.number,
             problem=draft.problem,

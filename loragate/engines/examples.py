@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import parquet
 
 from loragate.child import Progress, Report
 from loragate.engines.examiner import Draft, Examiner, Facts
@@ -30,7 +31,7 @@ from loragate.rows import copies, position
 from loragate.workers import available, in_order
 
 SIDES = ("train", "heldout")
-PROBES_FILE = "probes.jsonl"
+PROBES_FILE, FACTS_FILE = "probes.jsonl", "facts.parquet"
 WORKER_BYTES = 1 << 20
 """Fewer bytes of data files are not worth one more process."""
 
@@ -100,7 +101,7 @@ def prepare(request: PrepareRows, report: Report) -> Prepared:
     def examine(piece: Piece) -> Examined:
         return _examine(piece, examiner, request)
 
-    with TableWriter(folder / "facts.parquet", Facts) as facts, _Sides(folder) as sides:
+    with TableWriter(folder / FACTS_FILE, Facts) as facts, _Sides(folder) as sides:
         for examined in in_order(examine, _pieces(files, request.shard_rows), workers):
             sides.add(examined, facts_before=rows.total())
             facts.add(examined.facts)
@@ -189,7 +190,7 @@ class _Sides:
 
 
 def keep(request: KeepRows, report: Report) -> dict[str, int]:
-    """Copy the rendered rows that are not dropped, with the probes; return how many rows each side keeps."""
+    """Copy the rendered rows that are not dropped, their facts and the probes; return how many each side keeps."""
     dropped = np.fromfile(request.dropped, dtype="<u8")
     kept = {}
     for name in SIDES:
@@ -202,6 +203,9 @@ def keep(request: KeepRows, report: Report) -> dict[str, int]:
         kept[name] = int(stays.sum())
         report(Progress(len(kept), len(SIDES), "sides"))
     shutil.copy(Path(request.rows) / PROBES_FILE, request.folder)
+    facts = parquet.read_table(Path(request.rows) / FACTS_FILE)
+    stays = ~np.isin(np.arange(len(facts), dtype=np.uint64), dropped)
+    parquet.write_table(facts.filter(pa.array(stays)), Path(request.folder) / FACTS_FILE)
     return kept
 
 

@@ -148,24 +148,40 @@ def load_tokenizer(base: Base) -> Any:
 def load_weights(model: Model, path: str | None = None) -> Any:
     """Load a causal language model, without adapter, from its base's path or another one; in evaluation mode."""
     dtype = choose_dtype(model.dtype)
-    quantization = None
-    if model.quantized:
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_quant_storage=torch.uint8,
-        )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path or model.base.path,
         dtype=dtype,
-        quantization_config=quantization,
+        quantization_config=quantization_of(model, dtype) if model.quantized else None,
         trust_remote_code=model.base.trust_remote_code,
         device_map={"": device()} if model.quantized else None,
         attn_implementation="sdpa",
     )
-    return (loaded if model.quantized else loaded.to(device())).eval()
+    return (_one_layout(loaded) if model.quantized else loaded.to(device())).eval()
+
+
+def quantization_of(model: Model, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How bitsandbytes quantises a model's linear layers; arithmetic is in `dtype`."""
+    if model.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model.quantization,
+        bnb_4bit_use_double_quant=model.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+    )
+
+
+def _one_layout(model: Any) -> Any:
+    """Keep 4-bit weights of a model on a CPU as they were quantised.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 lays them out anew at the first forward pass in evaluation mode, for
+    good: what is de-quantised afterwards is wrong, and no gradient passes in training any more.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def with_adapter(weights: Any, model: Model) -> Any:
@@ -269,11 +285,16 @@ def token_nats(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor, torc
     return nats_N, supervised_BT.nonzero()[:, 0]
 
 
+def inner_model(model: Any) -> Any:
+    """The model without what peft has put around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def supervised_logits(
     model: Any, ids_BT: torch.Tensor, attention_BT: torch.Tensor, supervised_BT: torch.Tensor
 ) -> torch.Tensor:
     """Logits at the positions before each supervised token: logits_NV."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     predicts_BT = torch.roll(supervised_BT, -1, dims=1)
     if any(getattr(inner.config, name, None) for name in AFTER_HEAD):
         whole_BTV = inner(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 
 from loragate.child import Progress, Report
-from loragate.engines.language_model import (
-    by_length,
-    load_tokenizer,
-    load_weights,
-    read_examples,
-    template_of,
-    token_nats,
-    with_adapter,
-)
+from loragate.engines.language_model import load_tokenizer, load_weights, read_examples, template_of, with_adapter
+from loragate.engines.packing import passes_for
 from loragate.perplexity import Nll
 from loragate.rendering import Example
 from loragate.work import Answer, Measured, MeasureModel
@@ -36,12 +29,13 @@ def measure(request: MeasureModel, report: Report) -> Measured:
 def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: Report) -> tuple[Nll, ...]:
     """Sum negative log-likelihood over each row's supervised tokens.
 
-    Rows are grouped by length; the sums of a row do not depend on what it is grouped with.
+    Rows go through the model in packs; the sums of a row do not depend on what it is packed with.
     """
     rows = [Nll(0.0, 0)] * len(examples)
+    passes = passes_for(model, examples, forward_tokens)
     done = 0
-    for numbers in by_length(examples, forward_tokens):
-        nats_N, row_N = token_nats(model, [examples[i] for i in numbers])
+    for numbers in passes.groups(examples):
+        nats_N, row_N = passes.nats(model, [examples[i] for i in numbers])
         sums_B = torch.zeros(len(numbers), dtype=torch.float64, device=nats_N.device).index_add_(
             0, row_N, nats_N.double()
         )

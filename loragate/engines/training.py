@@ -19,7 +19,8 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from loragate.child import Progress, Report, ignore
 from loragate.config import Train
 from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable, save_adapter
-from loragate.engines.language_model import by_length, choose_dtype, read_examples, token_nats
+from loragate.engines.language_model import choose_dtype, read_examples
+from loragate.engines.packing import Passes, passes_for
 from loragate.engines.scoring import score
 from loragate.perplexity import total
 from loragate.record import CurvePoint
@@ -58,13 +59,15 @@ def train(request: TrainAdapter, report: Report) -> Trained:
     model = adapted_model(request.base, settings)
     examples, heldout = read_examples(request.train), read_examples(request.heldout)
     steps = list(plan(examples, settings))
+    passes = passes_for(model, examples, settings.forward_tokens, share=settings.dropout == 0)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     state = _resume(scratch, model, optimizer)
     resumed_from = state.step
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     for rows in steps[state.step :]:
-        point = _step(model, optimizer, [examples[i] for i in rows], settings, state, len(steps))
+        nats = accumulate(model, [examples[i] for i in rows], passes)
+        point = _step(model, optimizer, nats, settings, state, len(steps))
         if state.step % per_epoch == 0:
             point = _evaluate(model, heldout, point, state, scratch, settings)
         state.curve.append(point)
@@ -101,23 +104,24 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
     return settings.learning_rate * course[settings.schedule]
 
 
+def accumulate(model: Any, batch: Sequence[Example], passes: Passes) -> float:
+    """Add the gradient of a step's mean loss, over as many forward passes as it takes; return nats per token."""
+    tokens = max(1, sum(len(range(max(start, 1), end)) for example in batch for start, end in example.spans))
+    nats = 0.0
+    for rows in passes.groups(batch):
+        loss = passes.nats(model, [batch[i] for i in rows])[0].sum() / tokens
+        loss.backward()
+        nats += loss.item()
+    return nats
+
+
 def _step(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    batch: Sequence[Example],
-    settings: Train,
-    state: State,
-    steps: int,
+    model: Any, optimizer: torch.optim.Optimizer, nats: float, settings: Train, state: State, steps: int
 ) -> CurvePoint:
+    """Clip the gradient and step down it."""
     rate = learning_rate(settings, state.step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    tokens = max(1, sum(sum(example.mask[1:]) for example in batch))
-    nats = 0.0
-    for rows in by_length(batch, settings.forward_tokens):
-        loss = token_nats(model, [batch[i] for i in rows])[0].sum() / tokens
-        loss.backward()
-        nats += loss.item()
     _note_gradients(model, state)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
     optimizer.step()

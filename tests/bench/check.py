@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from rows import write_rows
-from setting import JUDGED, LORAGATE, environment, heading, progress, table, told, write_run
+from setting import JUDGED, LORAGATE, busy, environment, heading, judged, progress, table, told, write_run
 
 MARK = "LORAGATE_BENCH_MARK"
 """Environment variable that every process of one command inherits, whatever parent it moves to."""
@@ -202,7 +202,7 @@ def check(place: Place, rows: Path) -> Checked:
     run, count = rows.with_suffix(".yaml"), int(rows.stem.rpartition("-")[2])
     write_run(run, {"train": [str(rows)], "heldout": HELDOUT, "max_tokens": MAX_TOKENS}, {})
     progress(f"loragate check on {count:,} rows")
-    mark, own, busy = uuid.uuid4().hex, time.process_time(), _busy()
+    mark, own, before = uuid.uuid4().hex, time.process_time(), busy()
     with run.with_suffix(".out").open("w+", encoding="utf-8") as out, run.with_suffix(".err").open("w+") as err:
         start = time.perf_counter()
         command = [LORAGATE, "check", str(run), "--json", "--home", str(place.home)]
@@ -216,7 +216,7 @@ def check(place: Place, rows: Path) -> Checked:
         out.seek(0), err.seek(0)
         if process.returncode not in JUDGED:
             raise SystemExit(f"the check ended with {process.returncode}:\n{err.read()[-4000:]}")
-        others = max(0.0, (_busy() - busy - family.processor - sampling) / seconds)
+        others = max(0.0, (busy() - before - family.processor - sampling) / seconds)
         return Checked(count, seconds, family.processor, sampling, others, peak, json.load(out))
 
 
@@ -280,13 +280,6 @@ class Family:
         return self._marked[key]
 
 
-def _busy() -> float:
-    """Seconds that the processors have been busy since the start, also for others on the same host."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()[1:9]
-    idle, waiting = 3, 4
-    return sum(int(value) for n, value in enumerate(fields) if n not in {idle, waiting}) / os.sysconf("SC_CLK_TCK")
-
-
 def _size(pid: int) -> tuple[int, int]:
     """PSS of a process and what of it is no file, in bytes; what is resident, where the kernel does not tell PSS."""
     try:
@@ -320,8 +313,8 @@ def _summary(found: Sequence[Measured], threads: int) -> Iterator[str]:
         share, peak = each.rate / each.tokenizer, each.checked.peak.total / 1e9
         cells = [f"{each.checked.rows:,}", f"{each.before.tokens / each.before.rows:.1f}", f"{each.before.rate:,.0f}"]
         cells += [f"{each.after.rate:,.0f}", f"{each.tokenizer:,.0f}", f"{each.checked.seconds:.1f}"]
-        cells += [f"{each.rate:,.0f}", _judged(share, share >= MIN_SHARE, f"at least {MIN_SHARE}")]
-        cells += [_judged(peak, peak < MAX_GB, f"below {MAX_GB:.0f}"), str(each.checked.outcome["verdict"])]
+        cells += [f"{each.rate:,.0f}", judged(share, share >= MIN_SHARE, f"at least {MIN_SHARE}")]
+        cells += [judged(peak, peak < MAX_GB, f"below {MAX_GB:.0f}"), str(each.checked.outcome["verdict"])]
         rows.append(cells)
     yield from table(columns, rows)
     yield f"The tokenizer had {threads} threads. GB are 10^9 bytes; memory is PSS, all the command's processes"
@@ -338,10 +331,6 @@ def _quiet(found: Sequence[Measured]) -> Iterator[str]:
         seconds = (each.before.processor, each.after.processor, checked.processor, checked.sampling)
         rows.append([f"{checked.rows:,}", *(f"{value:.1f}" for value in seconds), f"{checked.others:.2f}"])
     yield from table(columns, rows)
-
-
-def _judged(value: float, fine: bool, wanted: str) -> str:
-    return f"{value:.3f} ({wanted}: {'yes' if fine else '**no**'})"
 
 
 def _steps(checks: Sequence[Checked]) -> Iterator[str]:
@@ -377,9 +366,9 @@ def _growth(start: Checked, small: Checked, large: Checked) -> Iterator[str]:
     whole = (large.seconds / large.rows) / (small.seconds / small.rows)
     rates = [(each.seconds - start.seconds) / (each.rows - start.rows) for each in (small, large)]
     yield f"Seconds a row at {large.rows:,} rows / at {small.rows:,} rows:"
-    yield f"{_judged(whole, whole <= MAX_GROWTH, f'at most {MAX_GROWTH}')} as it is;"
+    yield f"{judged(whole, whole <= MAX_GROWTH, f'at most {MAX_GROWTH}')} as it is;"
     beyond = rates[1] / rates[0]
-    yield f"{_judged(beyond, beyond <= MAX_GROWTH, f'at most {MAX_GROWTH}')} without the {start.seconds:.1f} s that a"
+    yield f"{judged(beyond, beyond <= MAX_GROWTH, f'at most {MAX_GROWTH}')} without the {start.seconds:.1f} s that a"
     yield f"check of {start.rows:,} rows takes ({rates[0] * 1e6:.1f} and {rates[1] * 1e6:.1f} microseconds a row)."
 
 

@@ -270,7 +270,7 @@ DEFECTS = (
     Defect(("answer_not_question",), _echo),
     Defect(TOO_LONG, _long_answer, brings=frozenset({"answer_length"})),
     Defect(("answer_supervised",), _long_question, brings=frozenset(TOO_LONG)),
-    Defect(("answer_length",), _wordy_answer),
+    Defect(("answer_length",), _wordy_answer, brings=frozenset(TOO_LONG)),
     Defect(("no_control_characters",), _control),
     Defect(("no_special_tokens",), _special, brings=frozenset({"stop_token_supervised"})),
     Defect(("no_secrets",), _secret),

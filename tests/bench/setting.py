@@ -47,14 +47,34 @@ def told(*lines: str) -> None:
     sys.stdout.flush()
 
 
+def quiet_libraries(threads: int, *paths: Path) -> dict[str, str]:
+    """The environment of a child that computes: threads, folders to import from; nothing comes from the network."""
+    path = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
+    count = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return environment(**count, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", PYTHONPATH=path)
+
+
 def progress(line: str) -> None:
     """Say on stderr what is going on."""
     sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {line}\n")
 
 
-def heading(title: str) -> Iterator[str]:
+def child(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    """Run a Python program to its end, its output in a file.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    with log.open("w", encoding="utf-8") as out:
+        command = [sys.executable, *arguments]
+        code = subprocess.run(command, env=env, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise SystemExit(f"{shlex.join(arguments)} ended with {code}:\n{log.read_text(encoding='utf-8')[-4000:]}")
+
+
+def heading(title: str, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
     """Yield the lines that every result begins with: date, command, machine, versions."""
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    versions = [f"{name} {metadata.version(name)}" for name in packages]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     yield from (f"# {title}", "", f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
@@ -70,6 +90,24 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     for cells in (columns, ["---"] * len(columns), *rows):
         yield "| " + " | ".join(cells) + " |"
     yield ""
+
+
+def judged(value: float, fine: bool, wanted: str) -> str:
+    """A measured value, what was wanted of it, and whether it is so."""
+    return f"{value:.3f} ({wanted}: {'yes' if fine else '**no**'})"
+
+
+def busy() -> float:
+    """Seconds that the processors have been busy since the start, also for others on the same host."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()[1:9]
+    idle, waiting = 3, 4
+    return sum(int(value) for n, value in enumerate(fields) if n not in {idle, waiting}) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_rss() -> int:
+    """The most that this process has had resident since its program began, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _processor() -> str:

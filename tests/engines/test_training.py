@@ -15,7 +15,7 @@ from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
 from loragate.config import Train
-from loragate.engines import training
+from loragate.engines import adapters, training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
 from loragate.engines.merging import compare, merge
 from loragate.engines.scoring import score
@@ -62,7 +62,7 @@ def heldout(model: Model, rows: Path) -> Nll:
 
 def test_training_passes_its_gate_and_lowers_the_held_out_loss(base: Base, rows: Path, straight: Adapter) -> None:
     verdict = training_gate.judge(
-        straight.trained, training.inspect_adapter(str(straight.folder), ignore), TrainingLimits()
+        straight.trained, adapters.inspect_adapter(str(straight.folder), ignore), TrainingLimits()
     )
     assert verdict.status == "pass", verdict.sentence
     tuned = Model(base, str(straight.folder), dtype="float32")
@@ -166,7 +166,7 @@ def test_trainable_count_is_the_one_computed_by_hand(
     base: Base, rows: Path, tmp_path: Path, modules: tuple[str, ...]
 ) -> None:
     adapter = train(base, rows, tmp_path, settings(target_modules=modules, epochs=1))
-    trained, evidence = adapter.trained, training.inspect_adapter(str(adapter.folder), ignore)
+    trained, evidence = adapter.trained, adapters.inspect_adapter(str(adapter.folder), ignore)
     counted = (trained.trainable, trained.predicted_trainable, evidence.parameters)
     assert (trained.modules, counted) == (COUNTS[modules][0], (COUNTS[modules][1],) * 3)
     assert trained.modules_without_gradient == evidence.zero_modules == ()
@@ -202,7 +202,7 @@ def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(rows: Path) -> 
 def test_a_learning_rate_that_overflows_is_refused_by_the_training_gate(base: Base, rows: Path, tmp_path: Path) -> None:
     adapter = train(base, rows, tmp_path, settings(learning_rate=1e30))
     verdict = training_gate.judge(
-        adapter.trained, training.inspect_adapter(str(adapter.folder), ignore), TrainingLimits()
+        adapter.trained, adapters.inspect_adapter(str(adapter.folder), ignore), TrainingLimits()
     )
     assert {f.rule for f in verdict.findings if not f.passed} == {
         "loss_finite",
@@ -234,7 +234,7 @@ def test_qlora_trains_on_the_cpu_and_reaches_every_module(qlora: Adapter) -> Non
     curve = qlora.trained.curve
     assert curve[-1].loss < curve[0].loss
     assert (qlora.trained.modules, qlora.trained.modules_without_gradient) == (14, ())
-    verdict = training_gate.judge(qlora.trained, training.inspect_adapter(str(qlora.folder), ignore), TrainingLimits())
+    verdict = training_gate.judge(qlora.trained, adapters.inspect_adapter(str(qlora.folder), ignore), TrainingLimits())
     assert verdict.status == "pass", verdict.sentence
 
 

@@ -9,16 +9,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from checks import merge, training
+from checks import preflight as preflight_gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines import merging, scoring
+from loragate.engines import adapters, merging, preflight, scoring
 from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
-from loragate.limits import MergeLimits, TrainingLimits
+from loragate.limits import MergeLimits, PreflightLimits, TrainingLimits
 from loragate.perplexity import total
 from loragate.rendering import Example, rendered_line
 from loragate.rows import Conversation
-from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, TrainAdapter
+from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, Preflight, TrainAdapter
 
 pytestmark = pytest.mark.gpu
 
@@ -80,7 +81,7 @@ def test_training_and_merging_pass_their_gates(base: Base, rows: Path, tmp_path:
     settings = Train(method=method, learning_rate=5e-3, epochs=8)
     request = TrainAdapter(base, settings, str(rows), str(rows), adapter, str(tmp_path / "scratch"))
     trained = trainer.train(request, ignore)
-    assert training.judge(trained, trainer.inspect_adapter(adapter, ignore), TrainingLimits()).status == "pass"
+    assert training.judge(trained, adapters.inspect_adapter(adapter, ignore), TrainingLimits()).status == "pass"
     assert trained.curve[-1].loss < 0.75 * trained.curve[0].loss
     assert trained.dtype == "bfloat16"
     model = Model(base, adapter, quantized=method == "qlora")
@@ -88,3 +89,11 @@ def test_training_and_merging_pass_their_gates(base: Base, rows: Path, tmp_path:
     evidence = merging.compare(CompareMerged(model, merged, str(rows), 16), ignore)
     verdict = merge.judge(evidence, MergeLimits(max_kl_bfloat16=0.05))
     assert verdict.status == "pass", verdict.sentence
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_arithmetic_of_packs_passes_the_preflight(base: Base, rows: Path, method: Method) -> None:
+    evidence = preflight.try_out(Preflight(base, Train(method=method), str(rows), 8), ignore)
+    verdict = preflight_gate.judge(evidence, PreflightLimits())
+    assert verdict.status == "pass", verdict.sentence
+    assert (evidence.packed, evidence.dtype) == (True, "bfloat16")

@@ -87,7 +87,8 @@ def test_deployment_releases_on_a_worker_and_its_gates_are_seen_through_the_api(
     flow_run = server.release()
     assert flow_run["state_type"] == "COMPLETED", flow_run["state"]["message"]
     tables = server.tables(flow_run)
-    assert set(tables) == {f"tiny-{gate}-gate" for gate in ("data", "training", "quality", "merge", "gguf-q8-0")}
+    gates = ("data", "plan", "preflight", "training", "quality", "merge", "gguf-q8-0")
+    assert set(tables) == {f"tiny-{gate}-gate" for gate in gates}
     for table in tables.values():
         rows = json.loads(table["data"]) if isinstance(table["data"], str) else table["data"]
         assert rows

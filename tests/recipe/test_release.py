@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from loragate.refs import digest_file
 
-GATES = ["data", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
+GATES = ["data", "plan", "preflight", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
 STEPS = 12
 """24 rows, 4 a step, 2 epochs."""
 
@@ -186,7 +186,7 @@ def test_check_passes_and_records_no_release(released: Released) -> None:
     assert done.code == 0, done.said
     assert done.json["verdict"] == "passed"
     assert done.json["release"] is None
-    assert [gate["gate"] for gate in done.json["gates"]] == ["data"]
+    assert [gate["gate"] for gate in done.json["gates"]] == ["data", "plan"]
     assert names(released.home / "record") == before
     assert len(released.runs) == 1
 

@@ -16,6 +16,7 @@ from loragate.errors import GateRefusedError
 from loragate.home import Home
 from loragate.limits import DataLimits
 from loragate.listing import WIDTH, describe, describe_check
+from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.record import AttemptRecord, Closed, Opened, histogram
 from loragate.refs import Ref
 from loragate.row_work import CheckedFacts, RuleResult
@@ -31,6 +32,32 @@ GOOD = {
 }
 HELD = conclude("data", [Finding("train.format", True, "training rows: fine", value=0)])
 BROKEN = conclude("data", [Finding("train.format", False, "training rows: broken", value=1)])
+
+ODD = conclude(
+    "plan",
+    [
+        Finding("memory", True, "it fits"),
+        Finding("epochs", False, "number of epochs is 6, at most 5 allowed", severity="warn"),
+    ],
+)
+PLAN = Plan(
+    rows=RowFacts(rows=100, tokens=6612, supervised=2404, longest=210, max_tokens=256),
+    model=ModelFacts(
+        parameters=134_515_008,
+        trainable=1_843_200,
+        modules=120,
+        kinds=("k_proj", "o_proj", "q_proj", "v_proj"),
+        rank=16,
+        narrowest=192,
+        positions=2048,
+        dtype="float32",
+        compute_dtype="",
+        memory=Memory(500_000_000, 100_000_000, 500_000_000, 100_000_000, 200_000_000),
+    ),
+    device=DeviceFacts("CPU, 2 cores", 25_300_000_000, "float32"),
+    steps=39,
+    epochs=3,
+)
 
 
 def checked(verdict: Verdict) -> AttemptRecord:
@@ -206,7 +233,40 @@ def test_check_ends_with_a_report_beside_its_journal_and_without_mlflow(
 def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in ("fetch_base", "prepare_rows"):
         monkeypatch.setattr(check, step, lambda *_: None)
+    monkeypatch.setattr(check, "plan_training", lambda attempt, *_: attempt.note("plan", "", PLAN))
     monkeypatch.setattr(check, "data_gate", lambda attempt, _: attempt.settle(HELD))
+    monkeypatch.setattr(check, "plan_gate", lambda attempt, _: attempt.settle(ODD))
     found: Any = check.check_data.fn(str(run_file), str(run_file.parent / "home"))
     assert Path(found["artifacts"]["report"]).is_relative_to(run_file.parent / "home" / "checks")
     assert Path(found["artifacts"]["report"]).is_file()
+    assert [gate["gate"] for gate in found["gates"]] == ["data", "plan"]
+    assert found["plan"] == {
+        "trainable_parameters": 1_843_200,
+        "parameters": 134_515_008,
+        "adapted_modules": 120,
+        "optimizer_steps": 39,
+        "rows": 100,
+        "tokens_per_epoch": 6612,
+        "supervised_tokens_per_epoch": 2404,
+        "memory_gb": 1.4,
+        "device": "CPU, 2 cores",
+        "device_memory_gb": 25.3,
+    }
+
+
+def test_plan_is_told_in_whole_numbers_below_its_gate() -> None:
+    lines = describe_check(replace(checked(HELD), verdicts=(HELD, ODD), plan=PLAN), "report.html").splitlines()
+    start = lines.index("plan gate  WARN  (2 rules)")
+    assert lines[start + 1 : start + 10] == [
+        "    warning: epochs: number of epochs is 6, at most 5 allowed",
+        "",
+        "the plan",
+        "  trainable parameters   1,843,200 (1.370% of 134,515,008), in 120 modules",
+        "  optimizer steps        39 in 3 epochs of 100 rows",
+        "  tokens an epoch        6,612, of which 2,404 taught",
+        "  estimated memory       1.40 GB of 25.30 GB, CPU, 2 cores, float32",
+        "",
+        "data docs      /home/runs/facts-1/gx/uncommitted/data_docs/local_site/index.html",
+    ]
+    timed = describe_check(replace(checked(HELD), plan=replace(PLAN, seconds=90.0)), "report.html")
+    assert "\n  estimated time         1.5 minutes\n" in timed

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from loragate.config import Config, RunFile, load, section_of
+from loragate.attempt import section
+from loragate.config import Config, RunFile, Train, load, section_of
 from loragate.errors import ConfigError
+from loragate.presets import PRESETS
 from loragate.starter import EXAMPLE, RUN_FILE, SCHEMA_FILE, run_file_text, schema_text, write_starter
 
 SMALLEST = "model: helper\nbase_model: {source: org/base}\ndata: {train: [rows.jsonl]}\n"
@@ -102,6 +105,21 @@ def test_list_of_faulty_items_is_not_also_called_too_short(tmp_path: Path) -> No
         ("base_model={source: ./base, revision: main}", "base_model.revision belongs to hub ids"),
         ("base_model={source: base.gguf, revision: main}", "base_model.revision belongs to hub ids"),
         ("train.target_modules=[all-linear, q_proj]", "all-linear stands alone"),
+        ("train.target_modules=['re:.*', q_proj]", "train.target_modules: re:.* stands alone"),
+        ("train.target_modules='re:('", "train.target_modules: ( is no regular expression: missing )"),
+        ("train.rank_pattern={'[': 4}", "train.rank_pattern: [ is no regular expression: unterminated"),
+        ("train.rank_pattern={q_proj: 0}", "train.rank_pattern.q_proj: found 0, allowed: greater than or equal to 1"),
+        ("train.init=pissa", "train.init: pissa takes part of the base's weights into the adapter"),
+        ("train.init=olora", "train.init: olora takes part of the base's weights into the adapter"),
+        ("train.init=loftq", "train.init: loftq replaces the quantised base by one of its own"),
+        ("train.init=eva", "train.init: eva needs a pass over the rows before the first step"),
+        ("train.quantization=int8", "belong to method qlora; set it, or remove them"),
+        ("train.double_quantization=false", "belong to method qlora; set it, or remove them"),
+        (
+            "train={method: qlora, quantization: int8, dora: true}",
+            "train.dora: peft cannot compute it on an 8-bit base",
+        ),
+        ("train.preset=unslooth", '(did you mean "unsloth"?)'),
     ],
 )
 def test_bad_combination_is_refused_while_the_config_is_built(tmp_path: Path, override: str, said: str) -> None:
@@ -114,6 +132,9 @@ def test_bad_combination_is_refused_while_the_config_is_built(tmp_path: Path, ov
         "train.forward_tokens=512",
         "base_model={source: org/base, revision: main}",
         "train.target_modules=[all-linear]",
+        "train={method: qlora, quantization: int8}",
+        "train={method: qlora, quantization: fp4, double_quantization: false, dora: true}",
+        "train={rslora: true, init: gaussian, rank_pattern: {down_proj: 32}, alpha_pattern: {'[qk]_proj': 8}}",
     ],
 )
 def test_combination_at_the_edge_is_allowed(tmp_path: Path, override: str) -> None:
@@ -229,9 +250,9 @@ def test_schema_describes_every_key_and_forbids_others(tmp_path: Path) -> None:
     _, path = write_starter(tmp_path)
     schema = json.loads(path.read_text(encoding="utf-8"))
     assert schema["required"] == ["model", "base_model", "data"]
-    for section in [schema, *schema["$defs"].values()]:
-        assert section["additionalProperties"] is False
-        assert all({"description", "$ref"} & field.keys() for field in section["properties"].values())
+    for part in [schema, *schema["$defs"].values()]:
+        assert part["additionalProperties"] is False
+        assert all({"description", "$ref"} & field.keys() for field in part["properties"].values())
 
 
 def test_schema_judges_a_run_file_as_loading_does() -> None:
@@ -267,3 +288,65 @@ def test_general_may_be_one_file_or_several(tmp_path: Path) -> None:
     for given in ("general.jsonl", "[general.jsonl]"):
         text = SMALLEST.replace("[rows.jsonl]", f"[rows.jsonl], general: {given}")
         assert load(written(tmp_path, text)).config.data.general == ("general.jsonl",)
+
+
+def trained_by(folder: Path, *overrides: str) -> Train:
+    return load(written(folder), [f"train.{override}" for override in overrides]).config.train
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("none", (16, 32, 0.0, 4, 2e-4, 3, "cosine", 0.05, 8)),
+        ("balanced", (16, 32, 0.05, 4, 1e-4, 3, "cosine", 0.05, 8)),
+        ("minimal", (8, 8, 0.0, 2, 2e-4, 3, "linear", 0.06, 8)),
+        ("unsloth", (16, 16, 0.0, 7, 2e-4, 3, "cosine", 0.05, 8)),
+        ("minimind", (16, 16, 0.0, 2, 1e-4, 10, "cosine", 0.05, 32)),
+        ("mlx", (8, 160, 0.0, 1, 1e-5, 3, "constant", 0.0, 4)),
+    ],
+)
+def test_preset_sets_what_the_run_file_does_not(tmp_path: Path, preset: str, expected: tuple[object, ...]) -> None:
+    train = trained_by(tmp_path, f"preset={preset}")
+    told = (train.r, train.alpha, train.dropout, len(train.target_modules), train.learning_rate, train.epochs)
+    assert (*told, train.schedule, train.warmup_share, train.batch_size) == expected
+
+
+def test_key_of_the_run_file_stands_against_its_preset_and_so_does_a_default(tmp_path: Path) -> None:
+    train = trained_by(tmp_path, "preset=mlx", "r=16", "learning_rate=2e-4")
+    assert (train.r, train.learning_rate, train.alpha) == (16, 2e-4, 160)
+
+
+def test_every_preset_holds_known_keys_and_is_written_as_it_is_read(tmp_path: Path) -> None:
+    assert set(PRESETS) == set(get_args(Train.model_fields["preset"].annotation))
+    for preset, values in PRESETS.items():
+        assert set(values) <= set(Train.model_fields)
+        train = Train.model_validate({"preset": preset})
+        assert Train.model_validate_json(train.model_dump_json()) == train
+
+
+@pytest.mark.parametrize(
+    ("written_as", "names"),
+    [
+        ("minimal", ("q_proj", "v_proj")),
+        ("attention", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("all", ("all-linear",)),
+        ("all-linear", ("all-linear",)),
+        ("'re:.*mlp.*'", ("re:.*mlp.*",)),
+        ("c_attn", ("c_attn",)),
+        ("[attention, dense]", ("attention", "dense")),
+    ],
+)
+def test_target_modules_may_be_one_name_that_stands_for_several(
+    tmp_path: Path, written_as: str, names: tuple[str, ...]
+) -> None:
+    assert trained_by(tmp_path, f"target_modules={written_as}").target_modules == names
+
+
+def test_every_key_of_training_changes_what_the_store_keeps_it_under(tmp_path: Path) -> None:
+    changes = [
+        *("r=8", "dora=true", "rslora=true", "init=gaussian", "rank_pattern={q_proj: 8}", "alpha_pattern={q_proj: 8}"),
+        *("target_modules=all", "preset=mlx", "method=qlora"),
+    ]
+    kept = [json.dumps(section(load(written(tmp_path), [f"train.{c}"]).config, "train")) for c in ("seed=0", *changes)]
+    assert len(set(kept)) == len(kept)
+    assert json.loads(kept[changes.index("preset=mlx") + 1])["train"]["alpha"] == 160

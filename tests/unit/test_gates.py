@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 
-from checks import data, gguf_file, merge, quality, training
-from loragate.limits import DataLimits, GgufLimits, MergeLimits, QualityLimits, TrainingLimits
+from checks import data, gguf_file, merge, preflight, quality, training
+from loragate.limits import DataLimits, GgufLimits, MergeLimits, PreflightLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll
-from loragate.record import CurvePoint
+from loragate.record import CurvePoint, Merge, MergeCandidate
 from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Verdict
-from loragate.work import AdapterEvidence, Answer, Base, GgufEvidence, MergeEvidence, Trained
+from loragate.work import (
+    AdapterEvidence,
+    Answer,
+    Base,
+    GgufEvidence,
+    MergeEvidence,
+    PreflightEvidence,
+    Trained,
+)
 
 NAN, INF = math.nan, math.inf
 STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)
@@ -231,6 +239,45 @@ def test_merge_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
     assert refusing(merge.judge(replace(GOOD_MERGE, **changes), MergeLimits())) == rules
 
 
+def candidate(name: str, kl: float, perplexity: float) -> MergeCandidate:
+    return MergeCandidate(name, kl, 1.0, Nll(10 * math.log(perplexity), 10))
+
+
+CHOICES: list[tuple[tuple[float, float], tuple[float, float], str]] = [
+    ((1e-9, 10.0), (0.2, 11.0), "dequantised"),
+    ((1e-9, 10.0), (0.2, 5.0), "dequantised"),  # a better model, but not the one that was trained
+    ((2e-6, 10.0), (1e-6, 10.0), "original"),
+    ((1e-6, 10.0), (2e-6, 9.95), "dequantised"),
+    ((1e-6, 10.0), (2e-6, 9.8), "original"),
+    ((1e-6, 10.0), (2e-5, 9.8), "dequantised"),
+    ((0.3, 10.0), (0.2, 20.0), "original"),  # both too far: the gate refuses either
+    ((NAN, 10.0), (1e-6, 10.0), "original"),
+    ((1e-6, 10.0), (NAN, 9.0), "dequantised"),
+]
+
+
+@pytest.mark.parametrize(("dequantised", "original", "name"), CHOICES)
+def test_merge_gate_lets_only_the_best_candidate_pass(
+    dequantised: tuple[float, float], original: tuple[float, float], name: str
+) -> None:
+    candidates = (candidate("dequantised", *dequantised), candidate("original", *original))
+    assert merge.choose(candidates, "float32", MergeLimits()).name == name
+    for kept in ("dequantised", "original"):
+        verdict = merge.judge(GOOD_MERGE, MergeLimits(), Merge(kept, "float32", "streamed", candidates))
+        assert refusing(verdict) == (set() if kept == name else {"best_candidate"})
+
+
+@pytest.mark.parametrize(("kl", "perplexity"), [(NAN, 10.0), (INF, 10.0), (1e-6, INF), (1e-6, NAN)])
+def test_merge_gate_refuses_candidates_without_numbers(kl: float, perplexity: float) -> None:
+    merged = Merge("original", "float32", "streamed", (candidate("original", kl, perplexity),))
+    assert refusing(merge.judge(GOOD_MERGE, MergeLimits(), merged)) == {"best_candidate"}
+
+
+def test_merge_gate_of_a_single_merge_has_no_choice_to_judge() -> None:
+    plain = merge.judge(GOOD_MERGE, MergeLimits())
+    assert merge.judge(GOOD_MERGE, MergeLimits(), Merge("original", "float32", "streamed")) == plain
+
+
 BASE = Base(
     path="base",
     commit="",
@@ -242,6 +289,46 @@ BASE = Base(
     vocabulary=100,
 )
 MERGED = Nll(20.0, 10)
+GOOD_PREFLIGHT = PreflightEvidence(
+    rows=4,
+    packed=True,
+    start_difference=0.0,
+    dora=False,
+    row_difference=1e-6,
+    gradient_difference=1e-6,
+    modules=8,
+    modules_without_gradient=(),
+    trainable=100,
+    predicted_trainable=100,
+    dtype="float32",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "rules"),
+    [
+        ({}, set()),
+        ({"rows": 0}, {"rows_tried"}),
+        ({"packed": False}, set()),
+        ({"start_difference": 1e-30}, {"starts_as_base"}),
+        ({"start_difference": 0.05, "dora": True}, set()),
+        ({"start_difference": NAN}, {"starts_as_base"}),
+        ({"row_difference": 2e-4}, {"row_losses_equal"}),
+        ({"row_difference": 2e-4, "dtype": "bfloat16"}, set()),
+        ({"row_difference": 0.06, "dtype": "bfloat16"}, {"row_losses_equal"}),
+        ({"row_difference": INF}, {"row_losses_equal"}),
+        ({"gradient_difference": 2e-3}, {"gradient_does_not_depend_on_batching"}),
+        ({"gradient_difference": 0.3, "dtype": "bfloat16"}, {"gradient_does_not_depend_on_batching"}),
+        ({"gradient_difference": NAN}, {"gradient_does_not_depend_on_batching"}),
+        ({"modules_without_gradient": ("q_proj",)}, {"gradient_reaches"}),
+        ({"trainable": 99}, {"trainable_count"}),
+        ({"modules": 0}, {"modules_adapted"}),
+    ],
+)
+def test_preflight_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
+    assert refusing(preflight.judge(replace(GOOD_PREFLIGHT, **changes), PreflightLimits())) == rules
+
+
 GOOD_GGUF = GgufEvidence(
     rows=(Nll(12.0, 6), Nll(8.0, 4)),
     row_texts=20,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragate.perplexity import Nll
+from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.record import (
     AttemptRecord,
     Closed,
@@ -19,6 +20,8 @@ from loragate.record import (
     Fixed,
     Histogram,
     Journal,
+    Merge,
+    MergeCandidate,
     Opened,
     Rung,
     Sample,
@@ -43,9 +46,30 @@ REFUSED = conclude("quality", [at_most("perplexity_ratio", 1.25, 1.0, "the ratio
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
 LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
+NEAR = MergeCandidate("dequantised", 1e-9, 1.0, Nll(8 * math.log(2), 4))
+MERGE = Merge("dequantised", "float32", "streamed", (NEAR, MergeCandidate("original", 0.2, 0.75, Nll(9.0, 4))))
 FIXED = Fixed(kept=9, trimmed=2, duplicates=1, rejected=3, files=("out/train.jsonl",))
 SHARES = Histogram(50, 1, (3,), total=150, smallest=50, median=50, ninetieth=50, largest=50)
 
+PLAN = Plan(
+    RowFacts(rows=9, tokens=90, supervised=30, longest=12, max_tokens=16),
+    ModelFacts(
+        parameters=1000,
+        trainable=10,
+        modules=1,
+        kinds=("q_proj",),
+        rank=1,
+        narrowest=5,
+        positions=0,
+        dtype="bfloat16",
+        compute_dtype="bfloat16",
+        memory=Memory(1, 2, None, 4, 5),
+    ),
+    DeviceFacts("a device", 100, "bfloat16"),
+    steps=6,
+    epochs=2,
+    seconds=1.5,
+)
 LINES: list[tuple[Event, str, object]] = [
     ("opened", "", OPENED),
     ("tracked", "", Tracked("run-1", "sqlite:///mlflow.db")),
@@ -59,7 +83,9 @@ LINES: list[tuple[Event, str, object]] = [
     ("histogram", "tokens", LENGTHS),
     ("histogram", "taught", SHARES),
     ("fixed", "", FIXED),
+    ("plan", "", PLAN),
     ("samples", "", (SAMPLE, SAMPLE)),
+    ("merge", "", MERGE),
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
@@ -76,7 +102,9 @@ WHOLE = AttemptRecord(
     lengths=LENGTHS,
     taught_shares=SHARES,
     fixed=FIXED,
+    plan=PLAN,
     samples=(SAMPLE, SAMPLE),
+    merge=MERGE,
     artifacts={
         "adapter": Ref("runs/train-1", "a" * 64),
         "gguf_f16": Ref("runs/gguf-1/f16.gguf", "f" * 64),

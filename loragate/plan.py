@@ -1,0 +1,125 @@
+"""What a training will take, known before it begins: parameters, steps, tokens and memory.
+
+A plan is made of facts; what they mean is judged elsewhere. Memory is in bytes, estimated at the largest forward pass.
+"""
+
+from dataclasses import dataclass
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class RowFacts:
+    """The training rows of an epoch.
+
+    Attributes:
+        rows: Number of rows, each as often as an epoch takes it.
+        tokens: Sum of their lengths.
+        supervised: Tokens of them that are taught.
+        longest: Length of the longest.
+        max_tokens: Length at which rows are cut.
+    """
+
+    rows: int
+    tokens: int
+    supervised: int
+    longest: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What a training runs on.
+
+    Attributes:
+        memory: Its memory; on a CPU what this process may take.
+        fast_dtype: The number format that it multiplies fast.
+    """
+
+    name: str
+    memory: int
+    fast_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What stands in memory at the peak of a training step.
+
+    Attributes:
+        weights: The base, quantised where it is; and the one matrix that is de-quantised at a time.
+        adapter: The adapter's weights, their gradient and the optimiser's two moments, all in float32.
+        activations: What the backward pass needs of the largest forward pass; None where that cannot be counted.
+        logits: Logits, their probabilities and their gradient, of as many positions as are held at once.
+        runtime: The libraries themselves.
+    """
+
+    weights: int
+    adapter: int
+    activations: int | None
+    logits: int
+    runtime: int
+
+    @property
+    def total(self) -> int:
+        """All of it, as far as it is known."""
+        return self.weights + self.adapter + (self.activations or 0) + self.logits + self.runtime
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The base model and its adapter.
+
+    Attributes:
+        trainable: Trainable parameters, counted on the adapter itself.
+        modules: Adapted modules.
+        kinds: Names of their layers, each once: q_proj, v_proj and so on.
+        rank: The largest rank.
+        narrowest: The smallest width, in or out, of an adapted module of that rank.
+        positions: Longest text that the model was made for, in tokens; 0 where it does not say.
+        dtype: Number format of weights and arithmetic.
+        compute_dtype: Number format that a 4-bit base is multiplied in; empty where the base is not 4-bit.
+    """
+
+    parameters: int
+    trainable: int
+    modules: int
+    kinds: tuple[str, ...]
+    rank: int
+    narrowest: int
+    positions: int
+    dtype: str
+    compute_dtype: str
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training that has not begun.
+
+    Attributes:
+        steps: Optimizer steps in all epochs.
+        seconds: How long it may take by the rate of earlier trainings; None where there was none like it.
+    """
+
+    rows: RowFacts
+    model: ModelFacts
+    device: DeviceFacts
+    steps: int
+    epochs: int
+    seconds: float | None = None
+
+    def as_told(self) -> dict[str, object]:
+        """The plan in the words and units of the command line's contract."""
+        told: dict[str, object] = {
+            "trainable_parameters": self.model.trainable,
+            "parameters": self.model.parameters,
+            "adapted_modules": self.model.modules,
+            "optimizer_steps": self.steps,
+            "rows": self.rows.rows,
+            "tokens_per_epoch": self.rows.tokens,
+            "supervised_tokens_per_epoch": self.rows.supervised,
+            "memory_gb": round(self.model.memory.total / GIGABYTE, 3),
+            "device": self.device.name,
+            "device_memory_gb": round(self.device.memory / GIGABYTE, 3),
+        }
+        return told | ({} if self.seconds is None else {"seconds": round(self.seconds, 1)})

@@ -107,6 +107,12 @@ def test_every_format_in_every_container_is_the_same_canonical_rows(
     assert {row.digest for row in rows} == {read(tmp_path, "one.jsonl", as_jsonl([FORMATS["alpaca"]]))[0].digest}
 
 
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_plain_text_in_every_container_is_the_same_text(tmp_path: Path, container: str) -> None:
+    rows = read(tmp_path, f"rows.{container}", CONTAINERS[container]([{"text": f"{QUESTION} {ANSWER}"}] * 3))
+    assert [row.conversation.text for row in rows] == [f"{QUESTION} {ANSWER}"] * 3
+
+
 def test_a_folder_saved_by_datasets_means_its_splits(tmp_path: Path) -> None:
     import datasets
 

@@ -87,8 +87,8 @@ def init(folder: Path, as_json: bool) -> None:
     "--fix",
     metavar="OUT",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write a cleaned copy of the data files into the new folder OUT: trimmed, without exact copies and without "
-    "rows that a rule refuses.",
+    help="Write a cleaned copy of the data files, as JSON lines, into the new folder OUT: trimmed, without exact "
+    "copies and without rows that a rule refuses. The check itself still judges the files as they are.",
 )
 @common
 def check(  # noqa: PLR0913 - one parameter an option

@@ -103,9 +103,9 @@ class Data(Section):
     """Files, globs or folders: .json .jsonl .csv .tsv (also .gz, .zst) .parquet .arrow, relative to this file; or hub
     ids (org/name) of data sets. An entry {source: ..., weight: 0.5} mixes by weight; it also takes format, columns,
     subset, split and revision."""
-    heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] = 0.1
-    """Share of rows held out by the hash of their question (stable across retrains), or files of their own; a folder
-    or data set with a split valid, validation or test is held out by that split where this is not set."""
+    heldout: Annotated[float, Field(gt=0, lt=1)] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Share of rows held out by the hash of their question (stable across retrains), or files of their own; null: the
+    split valid, validation or test of a folder or data set, else a share of 0.1."""
     general: Patterns = ()
     """Files of rows about what must not be forgotten; no training row may hold a passage of theirs."""
     holdout_against: Patterns = ()

@@ -18,7 +18,10 @@ from loragate.reading import COMPRESSIONS, KINDS, kind_of
 from loragate.refs import digest_file, digest_json
 
 HELDOUT_SPLITS = ("valid", "validation", "test")
-"""Splits of a data folder that can be held out; the first that is there is, where the run file says nothing."""
+"""Splits of a data folder that can be held out; the first that is there is, where data.heldout is null."""
+
+HELDOUT_SHARE = 0.1
+"""Share of rows held out where the run file says nothing and no such split is there."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -97,7 +100,7 @@ def _is_hub(run: RunFile, entry: DataSource) -> bool:
 def data_files(run: RunFile, fetched: Mapping[str, Path] | None = None) -> DataFiles:
     """Find what the run file's paths and globs mean; data sets of a hub that are not `fetched`, by name, are left out.
 
-    A folder means its `train` split, and its held-out split where data.heldout is not set: an mlx-lm folder, one that
+    A folder means its `train` split, and its held-out split where data.heldout is null: an mlx-lm folder, one that
     the library datasets has saved, or else every data file in it.
 
     Raises:
@@ -106,7 +109,7 @@ def data_files(run: RunFile, fetched: Mapping[str, Path] | None = None) -> DataF
     data, folders = run.config.data, fetched or {}
     train = list(_train_files(run, folders))
     heldout = data.heldout
-    if isinstance(heldout, float) and "heldout" not in data.model_fields_set:
+    if heldout is None:
         roots = {run.resolve(_as_source(entry).source): "" for entry in data.train}
         whole = {hub_name(entry) for entry in hub_sources(run) if not entry.split}
         roots |= {folder: name for name, folder in folders.items() if name in whole}
@@ -116,7 +119,7 @@ def data_files(run: RunFile, fetched: Mapping[str, Path] | None = None) -> DataF
     protected = _plain(run, "data.general", data.general) + _plain(run, "data.holdout_against", data.holdout_against)
     files = [*train, *(_file(run, "heldout", *named) for named in held)]
     files += [_file(run, "protected", *named) for named in protected]
-    share = 0.0 if held or not isinstance(heldout, float) else heldout
+    share = 0.0 if held else heldout if isinstance(heldout, float) else HELDOUT_SHARE
     return DataFiles(tuple(_shortened(files)), share)
 
 

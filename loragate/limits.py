@@ -60,7 +60,8 @@ class DataLimits(Section):
     """Share of rows in whose texts a control token of the tokenizer stands as if said, e.g. <|im_end|>: the model would
     learn to end there, or to speak for the user."""
     max_foreign_share: Share = 0.02
-    """Share of rows whose answers are in another language than data.language, where that is set (own choice)."""
+    """Share of rows whose answers are in another language than data.language, where that is set (own choice). Answers
+    of fewer than 40 letters are not judged, nor those whose language the classifier is not sure of."""
     passage_words: Annotated[int, Field(ge=5)] = 13
     """Length in words of the passages of data.general and data.holdout_against that training rows must not hold
     (Brown et al. 2020, arXiv 2005.14165, appendix C)."""

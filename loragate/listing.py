@@ -97,6 +97,7 @@ def describe_check(record: AttemptRecord, report: str) -> str:
     tables += [*_planned(record.plan), ""] if record.plan else []
     places = {**_check_places(record), "check": f"{record.opened.attempt}, started {record.opened.started}"}
     where = [f"{name:<14} {place}" for name, place in {**places, "report": report}.items()]
+    where += _fixed(record)
     return "\n".join([f"{record.outcome.upper()}  {record.opened.model}", *ending, "", *tables, *where])
 
 
@@ -130,6 +131,15 @@ def _planned(plan: Plan) -> Iterator[str]:
     )
 
 
+def _fixed(record: AttemptRecord) -> Iterator[str]:
+    """What a cleaned copy differs in, and where it is."""
+    if record.fixed is not None:
+        fixed = record.fixed
+        left_out = f"{fixed.duplicates:,} exact copies and {fixed.rejected:,} rows that a rule refuses"
+        yield f"{'cleaned copy':<14} {fixed.kept:,} rows, {fixed.trimmed:,} of them trimmed; left out: {left_out}"
+        yield from (f"{'':<14} {file}" for file in fixed.files)
+
+
 def _check_places(record: AttemptRecord) -> dict[str, str]:
     paths = {name: ref.path for name, ref in record.artifacts.items()}
     facts = paths.pop("great_expectations", None)
@@ -145,7 +155,8 @@ def _rules(verdict: Verdict) -> Iterator[str]:
         rules.setdefault(rule, {})[side] = finding
     lines = [RULE_COLUMNS, *(_rule_cells(rule, sides) for rule, sides in rules.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    yield f"{verdict.gate} gate  {MARK[verdict.status]}  ({len(verdict.findings)} rules; how many rows break each)"
+    counted = f"{len(verdict.findings)} rules, sides counted apart; how many rows break each"
+    yield f"{verdict.gate} gate  {MARK[verdict.status]}  ({counted})"
     yield ""
     for line, sides in zip(lines, [{}, *rules.values()], strict=True):
         yield _aligned(line, widths)

@@ -141,12 +141,20 @@ def _object(raw: object) -> Raw:
 
 
 def _require_format(raw: Raw, form: str, place: str) -> None:
-    """Refuse a row of another format; one that fits no format at all has a fault of its own."""
+    """Refuse a row of another format; one that cannot be read in any has a fault of its own."""
     other = next((name for name, known in FORMATS.items() if known.fits(raw)), form)
-    if other != form and not FORMATS[form].fits(raw):
+    if other != form and not FORMATS[form].fits(raw) and _readable(raw, other):
         raise DataFileError(
             f"{place}: the rows change their format here, from {form} to {other}; put them into files of their own"
         )
+
+
+def _readable(raw: Raw, form: str) -> bool:
+    try:
+        FORMATS[form].read(raw)
+    except RowError:
+        return False
+    return True
 
 
 def kind_of(path: Path) -> tuple[str, str]:

@@ -379,5 +379,6 @@ def _artifacts(record: AttemptRecord, report: str) -> dict[str, object]:
         "adapter": paths.get("adapter"),
         "merged": paths.get("merged"),
         "gguf": [path for name, path in paths.items() if name.startswith("gguf_")],
+        "great_expectations": paths.get("great_expectations"),
         "report": report,
     }

@@ -49,15 +49,27 @@ DETECTORS: tuple[RegexBasedDetector, ...] = (
 """Those of detect-secrets that know a secret by its form. Left out: those that guess by entropy or by a word
 nearby, and those whose form plain words can have (Discord, Artifactory)."""
 
+NEWER = (
+    ("Anthropic API Key", r"sk-ant-[A-Za-z0-9_-]{20,}"),
+    ("GitHub Token", r"github_pat_[A-Za-z0-9_]{40,}"),
+    ("Google API Key", r"AIza[0-9A-Za-z_-]{35}"),
+    ("Hugging Face Token", r"hf_[A-Za-z0-9]{30,}"),
+    ("npm Token", r"npm_[A-Za-z0-9]{36}"),
+    ("OpenAI Token", r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{20,}"),
+    ("Password in an address", r"[a-z][a-z0-9+.-]*://[^\s:/@]+:[^\s:/@]{3,}@[a-z0-9]"),
+)
+"""Forms that detect-secrets 1.5 does not know yet, as their makers document them."""
+
 SHORTEST_SECRET = 20
 """No key or token is shorter, whatever its pattern allows, but for those whose sign stands in `SHORT_SIGNS`."""
-SHORT_SIGNS = ("private key", "xox")
+SHORT_SIGNS = ("private key", "xox", "://")
 SIGNS = {
     "aws.{0,20}": ("aws", 40),
     "[0-9a-z]{32}-us": ("-us", 36),
     "xox": ("xox", 0),
     "https://hooks": ("hooks.slack.com", 30),
     "(?:r|s)k_live_": ("k_live_", 32),
+    "[a-z][a-z0-9+.-]*://": ("@", 0),
     r"\d{8,10}:": (":", 44),
 }
 """How costly patterns begin, what every match holds in small letters, and how long a word it has; the other patterns
@@ -79,7 +91,10 @@ def _secret(kind: str, pattern: re.Pattern[str]) -> Secret:
     return Secret(kind, pattern, *found)
 
 
-SECRETS = tuple(_secret(str(d.secret_type), pattern) for d in DETECTORS for pattern in d.denylist)
+SECRETS = (
+    *(_secret(str(d.secret_type), pattern) for d in DETECTORS for pattern in d.denylist),
+    *(_secret(kind, re.compile(pattern)) for kind, pattern in NEWER),
+)
 
 PLACEHOLDER = re.compile(
     r"\{\{\s*[A-Za-z_]\w*\s*\}\}|\[(?:your|insert|enter|company|customer)(?![a-z])[^\]\n]{0,40}\]"
@@ -114,7 +129,8 @@ def texts_of(conversation: Conversation) -> list[str]:
 def echoed(conversation: Conversation) -> str:
     """The first answer that is its question again, letters' case not counted."""
     for asked, answer in pairwise(conversation.messages):
-        same = answer.role == "assistant" and len(asked.said) == len(answer.said) and answer.said
+        turns = (asked.role, answer.role) == ("user", "assistant")
+        same = turns and len(asked.said) == len(answer.said) and answer.said
         if same and asked.said.casefold() == answer.said.casefold():
             return _shown(answer.said)
     return ""

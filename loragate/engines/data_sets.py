@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import httpx
 from huggingface_hub import HfApi
 
 from loragate.child import Progress, Report
@@ -25,11 +26,11 @@ def fetch(request: FetchDataSet, report: Report) -> str:
             request.source, request.subset or None, split=request.split or None, revision=commit or None
         )
         loaded.save_to_disk(request.folder)
-    except (OSError, ValueError, LookupError) as error:
+    except (OSError, ValueError, LookupError, httpx.HTTPError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataFileError(
-            f"data.train {request.source}: no file or folder of that name, and no data set that can be loaded from "
-            f"the hub: {first}"
+            f"data.train {request.source}: there is no file or folder of that name here, and no data set of it can be "
+            f"loaded from the hub: {first}"
         ) from None
     report(Progress(1, 1, "data sets"))
     return commit

@@ -16,6 +16,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of a faster kernel that is optional
 
+import httpx
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
@@ -54,7 +55,7 @@ def fetch(request: FetchBase, report: Report) -> Base:
         else:
             folder, commit = _download(request)
         base = _describe(folder, commit, request.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, httpx.HTTPError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(
             f"base_model.source {request.source}: cannot be loaded as a chat model: {first}. "

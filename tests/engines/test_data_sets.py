@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 from prepared import Raw, write
 
@@ -68,10 +69,23 @@ def test_one_split_is_taken_alone_and_split_by_share(source: Path, tmp_path: Pat
 
 def test_what_is_no_data_set_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataFileError, match=r"data\.train .*empty: no file or folder of that name, and no data set"):
+    with pytest.raises(
+        DataFileError, match=r"data\.train .*empty: there is no file or folder of that name here, and no data set"
+    ):
         fetched(tmp_path / "empty", tmp_path / "out")
 
 
 def test_split_that_is_not_there_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match="data set that can be loaded from the hub: Unknown split"):
+    with pytest.raises(DataFileError, match="no data set of it can be loaded from the hub: Unknown split"):
         fetched(source, tmp_path / "out", "nosuch")
+
+
+def test_hub_that_cannot_be_reached_is_a_sentence_that_names_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(data_sets.HfApi, "dataset_info", unreachable)
+    with pytest.raises(DataFileError, match=r"data\.train data/chats: there is no file .* hub: \[Errno -2\] Name"):
+        data_sets.fetch(FetchDataSet("data/chats", "", "", "", str(tmp_path)), ignore)

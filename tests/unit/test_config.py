@@ -34,7 +34,7 @@ def test_smallest_run_file_is_valid_and_takes_every_default(tmp_path: Path) -> N
     config = load(written(tmp_path)).config
     assert config.model == "helper"
     assert config.data.train == ("rows.jsonl",)
-    assert (config.data.heldout, config.data.max_tokens) == (0.1, 512)
+    assert (config.data.heldout, config.data.max_tokens) == (None, 512)
     assert (config.train.r, config.train.alpha, config.train.learning_rate) == (16, 32.0, 2e-4)
     assert config.gates.quality.max_perplexity_ratio == 1.0
     assert config.export.gguf == ("f16", "q8_0", "q4_k_m")

@@ -149,6 +149,14 @@ def test_csv_row_ends_at_line_ends_only(tmp_path: Path) -> None:
     assert row.messages[0].content == "a\u2028b\x85c\x0bd?"
 
 
+@pytest.mark.parametrize("turns", ["[]", '"hello"', "[3]", "[{}]"])
+def test_broken_row_is_no_change_of_format(tmp_path: Path, turns: str) -> None:
+    good = '{"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "a"}]}'
+    first, bad, last = rows_of(tmp_path, "rows.jsonl", f'{good}\n{{"conversations": {turns}}}\n{good}\n')
+    assert (first.problem, last.problem) == (None, None)
+    assert str(bad.problem).startswith("not a row of format sharegpt: ")
+
+
 def test_format_that_is_told_is_not_looked_for(tmp_path: Path) -> None:
     told = Reading("alpaca")
     (row,) = rows_of(tmp_path, "rows.jsonl", json.dumps(PAIR), told)

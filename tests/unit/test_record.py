@@ -259,6 +259,7 @@ def test_summary_is_the_contract_of_the_command_line() -> None:
     assert said["metrics"] == {"baseline_ppl": pytest.approx(8.0), "tuned_ppl": pytest.approx(2.0)}
     assert said["artifacts"] == {
         "adapter": "runs/train-1",
+        "great_expectations": None,
         "merged": None,
         "gguf": ["runs/gguf-1/f16.gguf", "runs/gguf-1/q8_0.gguf"],
         "report": "report.html",

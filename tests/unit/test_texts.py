@@ -34,6 +34,13 @@ def found(answer: str, question: str = "a?") -> dict[str, str]:
         (f"ghp_{'a1B2' * 9}", {"secret": "GitHub Token"}),
         ("xoxb-123-456-abcdef", {"secret": "Slack Token"}),
         (f"sk_live_{'a1' * 12}", {"secret": "Stripe Access Key"}),
+        (f"hf_{'aB3d' * 9}", {"secret": "Hugging Face Token"}),
+        (f"sk-ant-api03-{'aB3-' * 9}", {"secret": "Anthropic API Key"}),
+        (f"sk-proj-{'aB3_' * 9}", {"secret": "OpenAI Token"}),
+        (f"AIza{'aB3dE' * 7}", {"secret": "Google API Key"}),
+        (f"github_pat_{'aB3d' * 12}", {"secret": "GitHub Token"}),
+        (f"npm_{'aB3d' * 9}", {"secret": "npm Token"}),
+        ("postgres://admin:hunter2@db/main", {"secret": "Password in an address"}),
         ("ask ann.lee+x@mail.co.uk", {"contact": "ann.lee+x@mail.co.uk"}),
         ("call (555) 123-4567", {"contact": "(555) 123-4567"}),
         ("call +49 30 1234 5678", {"contact": "+49 30 1234 5678"}),
@@ -57,6 +64,7 @@ def test_defect_is_found_by_its_check_alone(text: str, expected: dict[str, str])
         "price 1 234 567, ISBN 978-3-16-148410-0",
         "the private key begins a chapter",
         "@property, x@y, user@host",
+        "https://example.org:8080/a@b and sk-learn-contrib-extensions-of-many-kinds",
         "中文 👩‍👩‍👧‍👦 עברית",
     ],
 )
@@ -67,6 +75,11 @@ def test_what_only_looks_like_a_defect_is_let_pass(text: str) -> None:
 @pytest.mark.parametrize("question", ["What is it?", " what IS it? "])
 def test_answer_that_is_its_question_is_found(question: str) -> None:
     assert found("What is it?", question) == {"echoed": "What is it?"}
+
+
+def test_answer_that_repeats_a_tool_s_result_is_no_echo() -> None:
+    turns = (Message("user", "2+2?"), Message("assistant", "", "{}"), Message("tool", "4"), Message("assistant", "4"))
+    assert echoed(Conversation(turns)) == ""
 
 
 def test_an_empty_answer_is_no_echo_of_an_empty_question() -> None:
@@ -87,7 +100,8 @@ def test_a_secret_is_never_repeated() -> None:
 @given(data=st.data())
 def test_quick_look_passes_over_no_secret(form: Secret, data: st.DataObject) -> None:
     token = data.draw(st.from_regex(form.pattern, fullmatch=True, alphabet=st.characters(max_codepoint=126)))
-    if max(map(len, token.split()), default=0) >= SHORTEST_SECRET or form.kind in {"Private Key", "Slack Token"}:
+    short = {"Private Key", "Slack Token", "Password in an address"}
+    if max(map(len, token.split()), default=0) >= SHORTEST_SECRET or form.kind in short:
         assert secret([f"take {token} now"])
     else:
         assert form.kind == "JSON Web Token"  # whose pattern allows for six characters

@@ -1,7 +1,7 @@
 """The preflight gate: whether training would compute what it says, tried on real rows before it starts."""
 
 from loragate.limits import PreflightLimits
-from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
+from loragate.verdicts import Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import PreflightEvidence
 
 
@@ -38,10 +38,6 @@ def judge(evidence: PreflightEvidence, limits: PreflightLimits) -> Verdict:
                 evidence.predicted_trainable,
                 "number of trainable parameters",
             ),
-            _modules(evidence),
+            at_least("modules_adapted", evidence.modules, 1, "number of modules with an adapter"),
         ],
     )
-
-
-def _modules(evidence: PreflightEvidence) -> Finding:
-    return at_least("modules_adapted", evidence.modules, 1, "number of modules with an adapter")

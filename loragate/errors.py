@@ -11,6 +11,12 @@ class LoragateError(Exception):
     exit_code = 1
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error of a library says, its kind where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 class ConfigError(LoragateError, ValueError):
     """The run file or the command line is wrong; nothing was started."""
 

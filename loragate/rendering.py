@@ -58,6 +58,11 @@ class Example:
         return tuple(mask)
 
     @property
+    def predicted(self) -> tuple[int, ...]:
+        """Positions of the supervised tokens that are predicted: all but a row's first, which nothing predicts."""
+        return tuple(position for start, end in self.spans for position in range(max(start, 1), end))
+
+    @property
     def supervised(self) -> int:
         """How many tokens are supervised."""
         return sum(end - start for start, end in self.spans)

@@ -47,7 +47,10 @@ def check_rows(attempt: Attempt, rows: Rows) -> DataEvidence:
 
 def _near(attempt: Attempt, rows: Rows) -> Ref:
     jaccard = attempt.config.gates.data.near_jaccard
-    code = ("loragate.engines.near_duplicates", "loragate.engines.sketches", "loragate.words")
+    code = (
+        *("loragate.engines.near_duplicates", "loragate.engines.sketches"),
+        *("loragate.rendering", "loragate.texts", "loragate.words"),
+    )
     steps = recipe("near", {"rows": rows.digest}, code=code, settings={"jaccard": jaccard})
     target = "loragate.engines.near_duplicates:find_near"
     stored, _ = attempt.build(

@@ -7,7 +7,7 @@ import httpx
 from huggingface_hub import HfApi
 
 from loragate.child import Progress, Report
-from loragate.errors import DataFileError
+from loragate.errors import DataFileError, first_line
 from loragate.row_work import FetchDataSet
 
 datasets.disable_progress_bars()
@@ -27,10 +27,9 @@ def fetch(request: FetchDataSet, report: Report) -> str:
         )
         loaded.save_to_disk(request.folder)
     except (OSError, ValueError, LookupError, httpx.HTTPError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataFileError(
             f"data.train {request.source}: there is no file or folder of that name here, and no data set of it can be "
-            f"loaded from the hub: {first}"
+            f"loaded from the hub: {first_line(error)}"
         ) from None
     report(Progress(1, 1, "data sets"))
     return commit

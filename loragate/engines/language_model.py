@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from loragate.child import Progress, Report
-from loragate.errors import BaseModelError
+from loragate.errors import BaseModelError, first_line
 from loragate.rendering import Example, read_rendered
 from loragate.rows import TEXT, Message
 from loragate.work import Base, FetchBase, Model
@@ -56,9 +56,8 @@ def fetch(request: FetchBase, report: Report) -> Base:
             folder, commit = _download(request)
         base = _describe(folder, commit, request.trust_remote_code)
     except (OSError, ValueError, KeyError, httpx.HTTPError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(
-            f"base_model.source {request.source}: cannot be loaded as a chat model: {first}. "
+            f"base_model.source {request.source}: cannot be loaded as a chat model: {first_line(error)}. "
             "It must be a hub id (org/name) within reach, a folder that transformers loads, or a .gguf file"
         ) from None
     return base

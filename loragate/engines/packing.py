@@ -137,8 +137,8 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Pack:
     rows: list[int] = []
     for number, (example, path, shared) in enumerate(zip(examples, paths, fresh, strict=True)):
         attends[np.ix_(path[shared:], path)] = np.tri(len(path), dtype=bool)[shared:]
-        predicted = [t for start, end in example.spans for t in range(max(start, 1), end)]
-        nodes += path[np.asarray(predicted, dtype=np.int64) - 1].tolist() if predicted else []
+        predicted = example.predicted
+        nodes += path[np.asarray(predicted, dtype=np.int64) - 1].tolist()
         targets += [example.ids[t] for t in predicted]
         rows += [number] * len(predicted)
     where = device()

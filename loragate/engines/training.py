@@ -106,7 +106,7 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
 
 def accumulate(model: Any, batch: Sequence[Example], passes: Passes) -> float:
     """Add the gradient of a step's mean loss, over as many forward passes as it takes; return nats per token."""
-    tokens = max(1, sum(len(range(max(start, 1), end)) for example in batch for start, end in example.spans))
+    tokens = max(1, sum(len(example.predicted) for example in batch))
     nats = 0.0
     for rows in passes.groups(batch):
         loss = passes.nats(model, [batch[i] for i in rows])[0].sum() / tokens

@@ -24,11 +24,12 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         base = fetch_base(attempt)
         rows = prepare_rows(attempt, base)
         rows = data_gate(attempt, rows)
-        plan_gate(attempt, plan_training(attempt, base, rows))
+        plan = plan_training(attempt, base, rows)
+        plan_gate(attempt, plan)
 
         baseline = measure_model(attempt, "baseline", base, rows)
         preflight_gate(attempt, preflight(attempt, base, rows))
-        adapter = train_adapter(attempt, base, rows)
+        adapter = train_adapter(attempt, base, rows, plan)
         training_gate(attempt, adapter)
 
         tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)

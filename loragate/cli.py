@@ -102,10 +102,10 @@ def check(  # noqa: PLR0913 - one parameter an option
 ) -> None:
     """Check a run file, and judge its data and its training plan.
 
-    Tells every rule with the rows that break it and what the training will take, and leaves a report, Great
-    Expectations' data docs and rejects.jsonl with each rejected row and the reason. Trains nothing and adds nothing to
-    the releases. The base model is prepared on the way, which takes a while the first time; a later release finds it
-    done.
+    Tells every rule with the rows that break it and what the training will take (steps, memory, and whether it
+    recomputes activations to fit), and leaves a report, Great Expectations' data docs and rejects.jsonl with each
+    rejected row and the reason. Trains nothing and adds nothing to the releases. The base model is prepared on the way,
+    which takes a while the first time; a later release finds it done.
     """
     with answered(verbose):
         place = prepare(config, overrides, home, quiet, verbose)

@@ -138,6 +138,9 @@ class Train(Section):
     """Scale of the adapter: its output is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input, as a share."""
+    neftune_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the embeddings in training, uniform within alpha / sqrt(length in tokens * width); 0: none. Published
+    alphas are 5 to 15 (Jain et al. 2023, arXiv 2310.05914, section 2)."""
     dora: bool = False
     """Whether the length of each output's weights is learnt apart from their direction (arXiv 2402.09353)."""
     rslora: bool = False
@@ -166,16 +169,25 @@ class Train(Section):
     """The gradient's norm is clipped to this."""
     epochs: Positive = 3
     """Passes over the training rows."""
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    """Training ends after this many evaluations in a row (of the held-out loss, one an epoch) without a lower loss; 0:
+    never."""
     batch_size: Positive = 8
     """Rows per optimizer step; the loss is the mean over the step's supervised tokens."""
     forward_tokens: Positive = 4096
     """Most token slots (rows x longest row) in one forward pass; larger batches are accumulated exactly."""
     checkpoint_steps: Positive = 10
     """Optimizer steps between checkpoints: what a kill can cost at most."""
+    gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Whether the backward pass computes each layer's activations again instead of keeping them (Chen et al. 2016,
+    arXiv 1604.06174): less memory, about a third more time; auto: where training does not fit the device otherwise."""
+    cuda_graph: bool = True
+    """Whether a step is captured as a CUDA graph (same arithmetic, no launch costs); CUDA only; falls back by itself
+    and says so."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of weights and arithmetic; auto: bfloat16 where the hardware multiplies it fast, else float32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of everything random: adapter start, row order, dropout."""
+    """Seed of everything random: adapter start, row order, dropout, noise."""
 
     @model_validator(mode="before")
     @classmethod

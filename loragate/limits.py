@@ -89,8 +89,11 @@ class PlanLimits(Section):
     """Highest learning rate, likewise (own choice: twice the highest of Hu et al. 2021, table 9)."""
     min_projections: Positive = 2
     """Fewest projections with an adapter (Hu et al. 2021, table 5: two of rank 4 do better than one of rank 8)."""
+    max_neftune_alpha: Annotated[float, Field(ge=0)] = 15.0
+    """Largest train.neftune_alpha (Jain et al. 2023, arXiv 2310.05914: 5, 10 and 15 were tried)."""
     max_memory_share: Annotated[float, Field(gt=0)] = 1.0
-    """Estimated memory of training / the device's; beyond it nothing is loaded (refused)."""
+    """Estimated memory of training / the device's; beyond it activations are recomputed where
+    train.gradient_checkpointing is auto, and if that is not enough nothing is loaded (refused)."""
 
 
 class TrainingLimits(Section):

@@ -22,9 +22,10 @@ def lint(settings: Train, plan: Plan, limits: PlanLimits) -> tuple[Finding, ...]
     return (
         *_adapter(settings, plan, limits),
         *_course(settings, plan, limits),
+        *_extras(settings, limits),
         *_numbers(plan),
         *_lengths(plan),
-        *_memory(plan, limits),
+        *_memory(settings, plan, limits),
     )
 
 
@@ -104,6 +105,19 @@ def _course(settings: Train, plan: Plan, limits: PlanLimits) -> Iterator[Finding
     )
 
 
+def _extras(settings: Train, limits: PlanLimits) -> Iterator[Finding]:
+    yield _warning(
+        at_most("neftune_alpha", settings.neftune_alpha, limits.max_neftune_alpha, "train.neftune_alpha"),
+        "nothing beyond 15 has been published (Jain et al. 2023, arXiv 2310.05914: 5 to 15), and noise hides the words",
+    )
+    patience = f"train.early_stopping, over {settings.epochs} epochs,"
+    yield _warning(
+        at_most("early_stopping", settings.early_stopping, max(0, settings.epochs - 2), patience),
+        "it has no effect: the first evaluation has nothing to be worse than, and after the last one training ends "
+        "anyway",
+    )
+
+
 def _numbers(plan: Plan) -> Iterator[Finding]:
     compute, dtype = plan.model.compute_dtype or plan.model.dtype, plan.model.dtype
     yield Finding(
@@ -136,12 +150,12 @@ def _lengths(plan: Plan) -> Iterator[Finding]:
     )
 
 
-def _memory(plan: Plan, limits: PlanLimits) -> Iterator[Finding]:
-    memory, device = plan.model.memory, plan.device.memory
+def _memory(settings: Train, plan: Plan, limits: PlanLimits) -> Iterator[Finding]:
+    memory, device = plan.memory, plan.device.memory
     parts = {
         "weights": memory.weights,
         "adapter, gradient and optimiser": memory.adapter,
-        "activations": memory.activations or 0,
+        f"activations{' with gradient checkpointing' * plan.checkpointing}": memory.activations or 0,
         "logits": memory.logits,
         "libraries": memory.runtime,
     }
@@ -150,7 +164,8 @@ def _memory(plan: Plan, limits: PlanLimits) -> Iterator[Finding]:
     what = f"estimated memory of {memory.total / GIGABYTE:.2f} GB ({told}) / {device / GIGABYTE:.2f} GB of the device"
     yield _refusal(
         at_most("memory", share, limits.max_memory_share, what),
-        "it does not fit; lower train.forward_tokens or data.max_tokens, or use method qlora",
+        f"it does not fit; {_way_out(settings, plan, limits)}lower train.forward_tokens or data.max_tokens, or use "
+        "method qlora",
     )
     yield Finding(
         "memory_complete",
@@ -160,3 +175,11 @@ def _memory(plan: Plan, limits: PlanLimits) -> Iterator[Finding]:
         else "what this model keeps for its backward pass cannot be counted without running it; the estimate lacks it",
         severity="warn",
     )
+
+
+def _way_out(settings: Train, plan: Plan, limits: PlanLimits) -> str:
+    """The advice to allow gradient checkpointing, where it is off and would make training fit."""
+    saved = plan.model.memory.recomputing
+    if settings.gradient_checkpointing != "off" or not saved.fits(plan.device.memory, limits.max_memory_share):
+        return ""
+    return f"set train.gradient_checkpointing to auto ({saved.total / GIGABYTE:.2f} GB), "

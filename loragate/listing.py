@@ -115,7 +115,8 @@ def _told(verdict: Verdict) -> Iterator[str]:
 
 def _planned(plan: Plan) -> Iterator[str]:
     """What training will take, a line each."""
-    model, rows, memory = plan.model, plan.rows, plan.model.memory
+    model, rows, memory = plan.model, plan.rows, plan.memory
+    without = f"on; without it {model.memory.total / GIGABYTE:.2f} GB"
     share = f"{model.trainable / model.parameters:.3%} of {model.parameters:,}"
     yield "the plan"
     yield from (
@@ -126,6 +127,7 @@ def _planned(plan: Plan) -> Iterator[str]:
             "tokens an epoch": f"{rows.tokens:,}, of which {rows.supervised:,} taught",
             "estimated memory": f"{memory.total / GIGABYTE:.2f} GB of {plan.device.memory / GIGABYTE:.2f} GB, "
             f"{plan.device.name}, {model.dtype}",
+            "gradient checkpointing": without if plan.checkpointing else "off",
             **({"estimated time": f"{plan.seconds / 60:.1f} minutes"} if plan.seconds is not None else {}),
         }.items()
     )

@@ -3,7 +3,8 @@
 A plan is made of facts; what they mean is judged elsewhere. Memory is in bytes, estimated at the largest forward pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 GIGABYTE = 1e9
 
@@ -47,10 +48,13 @@ class Memory:
 
     Attributes:
         weights: The base, quantised where it is; and the one matrix that is de-quantised at a time.
-        adapter: The adapter's weights, their gradient and the optimiser's two moments, all in float32.
+        adapter: The adapter's weights, their gradient and the optimiser's two moments in float32, and copies of the
+            weights in other formats.
         activations: What the backward pass needs of the largest forward pass; None where that cannot be counted.
-        logits: Logits, their probabilities and their gradient, of as many positions as are held at once.
+        logits: Logits, their probabilities and their gradient, of as many positions as are held at once; and the hidden
+            states behind all supervised positions, with their gradient.
         runtime: The libraries themselves.
+        checkpointed: `activations` with gradient checkpointing: each layer's input, and all that one layer needs.
     """
 
     weights: int
@@ -58,11 +62,31 @@ class Memory:
     activations: int | None
     logits: int
     runtime: int
+    checkpointed: int | None = None
 
     @property
     def total(self) -> int:
         """All of it, as far as it is known."""
         return self.weights + self.adapter + (self.activations or 0) + self.logits + self.runtime
+
+    @property
+    def recomputing(self) -> "Memory":
+        """The same with gradient checkpointing."""
+        return replace(self, activations=self.checkpointed)
+
+    def fits(self, device: int, max_share: float) -> bool:
+        """Whether it is known whole, and no more than a share of a device's memory."""
+        return self.activations is not None and self.total <= max_share * device
+
+
+def checkpoints(asked: Literal["auto", "on", "off"], memory: Memory, device: int, max_share: float) -> bool:
+    """Choose whether to recompute activations: as asked, or (auto) where training does not fit the device otherwise.
+
+    Args:
+        memory: What training takes without gradient checkpointing.
+        device: The device's memory, of which training may take `max_share`.
+    """
+    return asked == "on" or (asked == "auto" and memory.total > max_share * device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +102,7 @@ class ModelFacts:
         positions: Longest text that the model was made for, in tokens; 0 where it does not say.
         dtype: Number format of weights and arithmetic.
         compute_dtype: Number format that a 4-bit base is multiplied in; empty where the base is not 4-bit.
+        memory: What training takes without gradient checkpointing.
     """
 
     parameters: int
@@ -99,6 +124,7 @@ class Plan:
     Attributes:
         steps: Optimizer steps in all epochs.
         seconds: How long it may take by the rate of earlier trainings; None where there was none like it.
+        checkpointing: Whether the backward pass computes each layer's activations again.
     """
 
     rows: RowFacts
@@ -107,6 +133,12 @@ class Plan:
     steps: int
     epochs: int
     seconds: float | None = None
+    checkpointing: bool = False
+
+    @property
+    def memory(self) -> Memory:
+        """What stands in memory as it will be trained."""
+        return self.model.memory.recomputing if self.checkpointing else self.model.memory
 
     def as_told(self) -> dict[str, object]:
         """The plan in the words and units of the command line's contract."""
@@ -118,7 +150,8 @@ class Plan:
             "rows": self.rows.rows,
             "tokens_per_epoch": self.rows.tokens,
             "supervised_tokens_per_epoch": self.rows.supervised,
-            "memory_gb": round(self.model.memory.total / GIGABYTE, 3),
+            "gradient_checkpointing": self.checkpointing,
+            "memory_gb": round(self.memory.total / GIGABYTE, 3),
             "device": self.device.name,
             "device_memory_gb": round(self.device.memory / GIGABYTE, 3),
         }

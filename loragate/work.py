@@ -139,6 +139,7 @@ class TrainAdapter:
     Attributes:
         folder: Where the released adapter goes.
         scratch: Where checkpoints are; it may hold those of an interrupted attempt.
+        checkpointing: Whether the backward pass computes each layer's activations again, as the plan on record says.
     """
 
     base: Base
@@ -147,6 +148,7 @@ class TrainAdapter:
     heldout: str
     folder: str
     scratch: str
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,7 @@ class Trained:
         modules_without_gradient: Those whose lora_B never got a gradient other than zero.
         dtype: Number format of the base weights in training.
         resumed_from: Step of the checkpoint that this attempt went on from, 0 for none.
+        ways: The fast ways of computing that fit model and device, or why one did not.
     """
 
     curve: tuple[CurvePoint, ...]
@@ -172,6 +175,7 @@ class Trained:
     modules_without_gradient: tuple[str, ...]
     dtype: str
     resumed_from: int
+    ways: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,12 @@ from loragate.work import Measured, MeasureModel
 from tasks.models import adapted, first_questions, merged_model
 from tasks.policies import STEP
 
+PASSES = tuple(
+    f"loragate.engines.{name}"
+    for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
+)
+"""Modules that decide how rows go through a model."""
+
 
 @task(name="measure model", task_run_name="measure {name}", **STEP)
 def measure_model(
@@ -30,7 +36,7 @@ def measure_model(
     steps = recipe(
         name,
         {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""},
-        code=("loragate.engines.scoring", "loragate.engines.packing", "loragate.engines.language_model"),
+        code=(*PASSES, "loragate.engines.scoring"),
         libraries=("torch", "transformers", "peft"),
         settings={
             "quantized": [model.quantization, model.double_quantization] if model.quantized else False,

@@ -8,8 +8,8 @@ from prefect import task
 from pydantic import TypeAdapter
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
-from loragate.config import plain
-from loragate.plan import DeviceFacts, Plan
+from loragate.config import Train, plain
+from loragate.plan import DeviceFacts, Plan, checkpoints
 from loragate.record import AttemptRecord
 from loragate.work import Counted, PlanTraining
 from tasks.policies import STEP
@@ -28,7 +28,9 @@ def plan_training(attempt: Attempt, base: FetchedBase, rows: Rows) -> Plan:
         "plan",
         {"base": base.digest, "rows": rows.digest},
         code=(
+            "loragate.engines.activations",
             "loragate.engines.adapters",
+            "loragate.engines.heads",
             "loragate.engines.language_model",
             "loragate.engines.packing",
             "loragate.engines.planning",
@@ -42,12 +44,23 @@ def plan_training(attempt: Attempt, base: FetchedBase, rows: Rows) -> Plan:
     request = PlanTraining(base.base, train, rows.folder, max_tokens)
     target = "loragate.engines.planning:count"
     _, counted = attempt.build(steps, Counted, lambda _: attempt.call(target, request))
-    optimizer_steps = train.epochs * math.ceil(counted.rows.rows / train.batch_size)
-    plan = Plan(counted.rows, counted.model, device, optimizer_steps, train.epochs)
+    plan = planned(counted, device, train, attempt.config.gates.plan.max_memory_share)
     if (rate := slowest_rate(attempt.home.records(), plan, plain(train))) is not None:
         plan = replace(plan, seconds=train.epochs * counted.rows.tokens / rate)
     attempt.note("plan", "", plan)
     return plan
+
+
+def planned(counted: Counted, device: DeviceFacts, train: Train, max_memory_share: float) -> Plan:
+    """Make the plan of what was counted, and choose whether activations are recomputed."""
+    return Plan(
+        counted.rows,
+        counted.model,
+        device,
+        steps=train.epochs * math.ceil(counted.rows.rows / train.batch_size),
+        epochs=train.epochs,
+        checkpointing=checkpoints(train.gradient_checkpointing, counted.model.memory, device.memory, max_memory_share),
+    )
 
 
 def slowest_rate(records: Iterable[AttemptRecord], plan: Plan, train: Mapping[str, object]) -> float | None:
@@ -72,4 +85,5 @@ def slowest_rate(records: Iterable[AttemptRecord], plan: Plan, train: Mapping[st
 def _kind(plan: Plan, train: object) -> tuple[object, ...]:
     settings = train if isinstance(train, Mapping) else {}
     model = plan.model
-    return (plan.device, model.parameters, model.dtype, settings.get("method"), settings.get("dora"))
+    how = (settings.get("method"), settings.get("dora"), plan.checkpointing)
+    return (plan.device, model.parameters, model.dtype, *how)

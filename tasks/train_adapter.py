@@ -6,16 +6,17 @@ from pathlib import Path
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
+from loragate.plan import Plan
 from loragate.refs import Ref
 from loragate.work import AdapterEvidence, Preflight, PreflightEvidence, TrainAdapter, Trained
+from tasks.measure_model import PASSES
 from tasks.policies import STEP
 
 CODE = (
-    "loragate.engines.adapters",
+    *PASSES,
+    *(f"loragate.engines.{name}" for name in ("adapters", "captured", "checkpoints", "flat", "scoring", "steps")),
     "loragate.engines.training",
-    "loragate.engines.packing",
-    "loragate.engines.scoring",
-    "loragate.engines.language_model",
+    "loragate.presets",
 )
 """Modules that decide what a training makes of its rows."""
 
@@ -51,31 +52,23 @@ def preflight(attempt: Attempt, base: FetchedBase, rows: Rows) -> PreflightEvide
 
 
 @task(name="train adapter", **STEP)
-def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows) -> Adapter:
-    """Train, or go on from the last checkpoint of a killed attempt; metrics go to MLflow as they come."""
+def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows, plan: Plan) -> Adapter:
+    """Train as planned, or go on from the last checkpoint of a killed attempt; metrics go to MLflow as they come."""
     from loragate.engines.tracking import live_metrics
 
     train = attempt.config.train
     steps = recipe(
         "train",
         {"base": base.digest, "rows": rows.digest},
-        code=(
-            "loragate.engines.adapters",
-            "loragate.engines.training",
-            "loragate.engines.packing",
-            "loragate.engines.scoring",
-            "loragate.engines.language_model",
-            "loragate.presets",
-        ),
-        libraries=("torch", "transformers", "peft", *(["bitsandbytes"] if train.method == "qlora" else [])),
+        code=CODE,
+        libraries=libraries(train.method),
         settings=section(attempt.config, "train"),
     )
 
     def make(folder: Path) -> object:
         scratch = attempt.home.store.scratch(steps)
-        request = TrainAdapter(
-            base.base, train, rows.file("train.jsonl"), rows.file("heldout.jsonl"), str(folder), str(scratch)
-        )
+        files = rows.file("train.jsonl"), rows.file("heldout.jsonl")
+        request = TrainAdapter(base.base, train, *files, str(folder), str(scratch), plan.checkpointing)
         return attempt.call("loragate.engines.training:train", request, also=live_metrics(attempt))
 
     stored, trained = attempt.build(steps, Trained, make)

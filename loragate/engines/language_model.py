@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from loragate.child import Progress, Report
+from loragate.engines.noise import noise_scale, noisy
 from loragate.errors import BaseModelError, first_line
 from loragate.rendering import Example, read_rendered
 from loragate.rows import TEXT, Message
@@ -274,13 +275,16 @@ def padded(examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, tor
     return ids_BT.to(where), attention_BT.to(where), supervised_BT.to(where)
 
 
-def token_nats(model: Any, batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_nats(model: Any, batch: Sequence[Example], noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood of each supervised token: (nats_N, row_N), N supervised tokens of the batch.
 
     The output head is applied to the positions that predict a supervised token and to no other, in float32 softmax.
+
+    Args:
+        noise: NEFTune's alpha, while the model trains.
     """
     ids_BT, attention_BT, supervised_BT = padded(batch)
-    logits_NV = supervised_logits(model, ids_BT, attention_BT, supervised_BT)
+    logits_NV = supervised_logits(model, ids_BT, attention_BT, supervised_BT, noise)
     nats_N = torch.nn.functional.cross_entropy(logits_NV.float(), ids_BT[supervised_BT], reduction="none")
     return nats_N, supervised_BT.nonzero()[:, 0]
 
@@ -291,14 +295,19 @@ def inner_model(model: Any) -> Any:
 
 
 def supervised_logits(
-    model: Any, ids_BT: torch.Tensor, attention_BT: torch.Tensor, supervised_BT: torch.Tensor
+    model: Any, ids_BT: torch.Tensor, attention_BT: torch.Tensor, supervised_BT: torch.Tensor, noise: float = 0.0
 ) -> torch.Tensor:
     """Logits at the positions before each supervised token: logits_NV."""
     inner = inner_model(model)
     predicts_BT = torch.roll(supervised_BT, -1, dims=1)
+    asked = {"input_ids": ids_BT}
+    if noise and model.training:
+        lengths_BT = attention_BT.sum(dim=1, keepdim=True).expand_as(ids_BT)
+        asked = {"inputs_embeds": noisy(inner, ids_BT, noise_scale(inner, lengths_BT, noise))}
+    asked |= {"attention_mask": attention_BT}
     if any(getattr(inner.config, name, None) for name in AFTER_HEAD):
-        whole_BTV = inner(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).logits
+        whole_BTV = inner(**asked, use_cache=False).logits
         return whole_BTV[predicts_BT]
-    hidden_BTD = inner.base_model(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+    hidden_BTD = inner.base_model(**asked, use_cache=False).last_hidden_state
     logits_NV: torch.Tensor = inner.get_output_embeddings()(hidden_BTD[predicts_BT])
     return logits_NV

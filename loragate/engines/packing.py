@@ -3,9 +3,11 @@
 A pack holds its rows as a prefix tree. With causal attention the state of a position depends on what stands before it
 alone, so a beginning that several rows share has one state, whatever follows; every row attends to its own path, and
 positions count along the path. Each row's loss and gradient are those of the row by itself. A position may predict
-several next tokens, one a row. What rows share is not shared where dropout makes each row's state random.
+several next tokens, one a row. What rows share is not shared where dropout or noise makes each row's state random.
 
-Shapes in names: T tokens of a pack, N predictions, D hidden width, V vocabulary.
+Attention to the tree goes through variable-length kernels where there are any, else by an explicit mask.
+
+Shapes in names: T nodes of a pack, K keys (the rows' paths end to end), R rows, N predictions, D hidden width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,36 +15,73 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.checkpoint import checkpoint
 
+from loragate.engines.attention import Segments, arguments, kernels_for
+from loragate.engines.heads import cross_entropy, head_nats
 from loragate.engines.language_model import AFTER_HEAD, by_length, device, inner_model, token_nats
+from loragate.engines.noise import noise_scale, noisy
 from loragate.rendering import Example
+
+Numbers = npt.NDArray[np.int64]
 
 CPU_TOKENS = 512
 """Tokens of a pack on a CPU, unless a row is longer: attention to all of a pack costs more the longer it is."""
-LOGITS = 1 << 26
-"""Logits held at once in float32; more predictions are scored a chunk at a time, and again in the backward pass."""
 RECURRENT = frozenset({"conv", "linear_attention", "mamba", "recurrent", "chunked_attention"})
 """Kinds of layers whose state at a position does not follow from attention along its path."""
+MULTIPLE = 64
+"""The kernels' longest row is rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Rows as one prefix tree.
+    """Rows as one prefix tree, depth first: what is below a node follows it directly.
 
     Attributes:
         ids_T, positions_T: Token of each node, and its position along the path from the root.
-        attends_TT: Whether the row's node (first index) attends to another (second): itself and what is before it.
+        ends_T: One past the last node below each node: it is attended to by itself and by those up to there.
+        lengths_T: Length of the row that brought the node in.
+        starts_R, key_starts_R: First new node of each row and first key of its path, and one past the last: R + 1.
+        keys_K: Nodes along each row's path, row by row.
         nodes_N, targets_N, row_N: For each prediction the node that makes it, the token, and the row within the pack.
+    """
+
+    ids_T: Numbers
+    positions_T: Numbers
+    ends_T: Numbers
+    lengths_T: Numbers
+    starts_R: Numbers
+    key_starts_R: Numbers
+    keys_K: Numbers
+    nodes_N: Numbers
+    targets_N: Numbers
+    row_N: Numbers
+
+    @property
+    def attends(self) -> npt.NDArray[np.bool_]:
+        """Whether the row's node (first index) attends to another (second): itself and what is before it."""
+        at_T = np.arange(len(self.ids_T))
+        attends: npt.NDArray[np.bool_] = (at_T[None, :] <= at_T[:, None]) & (at_T[:, None] < self.ends_T[None, :])
+        return attends
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A pack as a model takes it: tensors on its device.
+
+    Attributes:
+        mask_TT: What is added to attention's scores; None where `segments` say who attends to whom.
+        noise_T: Largest noise on each embedding (NEFTune); None for none.
     """
 
     ids_T: torch.Tensor
     positions_T: torch.Tensor
-    attends_TT: torch.Tensor
     nodes_N: torch.Tensor
     targets_N: torch.Tensor
-    row_N: torch.Tensor
+    mask_TT: torch.Tensor | None = None
+    segments: Segments | None = None
+    noise_T: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +92,15 @@ class Passes:
         packed: Whether in packs; padded to the longest row of a group where the model's attention does not allow it.
         share: Whether rows of a pack share what they begin with.
         most_tokens: Most tokens in one forward pass.
+        longest: Tokens of the longest row, rounded up, for attention by variable-length kernels; 0: by a mask.
+        noise: NEFTune's alpha while the model trains.
     """
 
     packed: bool
     share: bool
     most_tokens: int
+    longest: int = 0
+    noise: float = 0.0
 
     def groups(self, examples: Sequence[Example]) -> Iterator[list[int]]:
         """Group row numbers into forward passes."""
@@ -65,22 +108,58 @@ class Passes:
             return packs(examples, self.most_tokens, share=self.share)
         return by_length(examples, self.most_tokens)
 
-    def nats(self, model: Any, group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood of each supervised token of a group: (nats_N, row_N)."""
-        return packed_nats(model, group, share=self.share) if self.packed else token_nats(model, group)
+    def unit(self, group: list[Example]) -> "Pack | list[Example]":
+        """A group made ready for `unit_nats`."""
+        return pack(group, share=self.share) if self.packed else group
+
+    def unit_nats(self, model: Any, unit: "Pack | list[Example]") -> torch.Tensor:
+        """Negative log-likelihood of each supervised token of a group: nats_N."""
+        if isinstance(unit, Pack):
+            return feed_nats(model, self.feed(model, unit))
+        return token_nats(model, unit, self.noise)[0]
+
+    def owned_nats(self, model: Any, unit: "Pack | list[Example]") -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood of each supervised token of a group, and whose it is: (nats_N, row_N)."""
+        if isinstance(unit, Pack):
+            return self.unit_nats(model, unit), torch.from_numpy(unit.row_N).to(device())
+        return token_nats(model, unit, self.noise)
+
+    def feed(self, model: Any, packed: Pack) -> Feed:
+        """A pack on the model's device."""
+        inner, where = inner_model(model), device()
+
+        def on(numbers: npt.NDArray[Any], dtype: torch.dtype = torch.long) -> torch.Tensor:
+            return torch.from_numpy(numbers).to(where, dtype)
+
+        mask_TT = segments = noise_T = None
+        if self.longest:
+            keys_K = on(packed.keys_K) if self.share else None
+            starts_R, key_starts_R = (on(one, torch.int32) for one in (packed.starts_R, packed.key_starts_R))
+            segments = Segments(keys_K, starts_R, key_starts_R, self.longest)
+        else:
+            mask_TT = _additive(on(packed.attends, torch.bool), inner.dtype)
+        if self.noise and model.training:
+            noise_T = noise_scale(inner, on(packed.lengths_T), self.noise)
+        ids_T, positions_T = on(packed.ids_T), on(packed.positions_T)
+        return Feed(ids_T, positions_T, on(packed.nodes_N), on(packed.targets_N), mask_TT, segments, noise_T)
 
 
-def passes_for(model: Any, examples: Sequence[Example], forward_tokens: int, *, share: bool = True) -> Passes:
-    """Choose how some rows go through a model.
+def passes_for(
+    model: Any, examples: Sequence[Example], forward_tokens: int, *, share: bool = True, noise: float = 0.0
+) -> Passes:
+    """Choose how some rows go through a model, and switch its attention to what that takes.
 
     Args:
         forward_tokens: Most tokens in one forward pass; on a CPU no more are taken than pays.
         share: Whether the states of what rows share may be shared: not where dropout makes them random.
+        noise: NEFTune's alpha.
     """
     longest = max((len(example.ids) for example in examples), default=1)
     packed = can_pack(model, longest)
     most = min(forward_tokens, CPU_TOKENS) if packed and device().type == "cpu" else forward_tokens
-    return Passes(packed, share, max(most, longest))
+    kernels = packed and kernels_for(inner_model(model))
+    rounded = -(-longest // MULTIPLE) * MULTIPLE if kernels else 0
+    return Passes(packed, share and not noise, max(most, longest), rounded, noise)
 
 
 def can_pack(model: Any, longest: int) -> bool:
@@ -121,54 +200,55 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 def pack(examples: Sequence[Example], *, share: bool = True) -> Pack:
     """Put rows, in the order of `packs`, into one tree; a row's first token is never predicted."""
     ids: list[int] = []
-    positions: list[int] = []
-    paths: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-    fresh: list[int] = []
-    for example in examples:
-        shared = common_length(ids_at(ids, paths[-1]), example.ids) if paths and share else 0
-        new = np.arange(len(ids), len(ids) + len(example.ids) - shared)
+    positions: list[Numbers] = []
+    ends: list[int] = []
+    lengths: list[int] = []
+    paths: list[Numbers] = []
+    starts: list[int] = []
+    predictions: list[tuple[Numbers, list[int], list[int]]] = []
+    for number, example in enumerate(examples):
+        shared = common_length(examples[number - 1].ids, example.ids) if paths and share else 0
+        start, length = len(ids), len(example.ids)
+        new = np.arange(start, start + length - shared)
+        for node in paths[-1][shared:] if paths else ():
+            ends[node] = start
         paths.append(np.concatenate([paths[-1][:shared], new]) if shared else new)
-        fresh.append(shared)
+        starts.append(start)
         ids += example.ids[shared:]
-        positions += range(shared, len(example.ids))
-    attends = np.zeros((len(ids), len(ids)), dtype=bool)
-    nodes: list[int] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    for number, (example, path, shared) in enumerate(zip(examples, paths, fresh, strict=True)):
-        attends[np.ix_(path[shared:], path)] = np.tri(len(path), dtype=bool)[shared:]
+        positions.append(np.arange(shared, length))
+        ends += [0] * len(new)
+        lengths += [length] * len(new)
         predicted = example.predicted
-        nodes += path[np.asarray(predicted, dtype=np.int64) - 1].tolist()
-        targets += [example.ids[t] for t in predicted]
-        rows += [number] * len(predicted)
-    where = device()
-    numbers = (
-        torch.tensor(values, dtype=torch.long, device=where) for values in (ids, positions, nodes, targets, rows)
-    )
-    ids_T, positions_T, nodes_N, targets_N, row_N = numbers
-    return Pack(ids_T, positions_T, torch.from_numpy(attends).to(where), nodes_N, targets_N, row_N)
-
-
-def ids_at(ids: Sequence[int], path: "np.ndarray[Any, np.dtype[np.int64]]") -> list[int]:
-    """Tokens along a path."""
-    return [ids[node] for node in path]
+        makes = paths[-1][np.asarray(predicted, dtype=np.int64) - 1]
+        predictions.append((makes, [example.ids[t] for t in predicted], [number] * len(predicted)))
+    for node in paths[-1]:
+        ends[node] = len(ids)
+    nodes, targets, rows = zip(*predictions, strict=True)
+    whole = (ids, np.concatenate(positions), ends, lengths)
+    edges = ([*starts, len(ids)], np.cumsum([0, *map(len, paths)]), np.concatenate(paths))
+    made = (np.concatenate(nodes), np.concatenate(targets), np.concatenate(rows))
+    return Pack(*(np.asarray(one, dtype=np.int64) for one in (*whole, *edges, *made)))
 
 
 def packed_nats(model: Any, examples: Sequence[Example], *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of each supervised token of some rows: (nats_N, row_N)."""
-    packed = pack(examples, share=share)
+    """Negative log-likelihood of each supervised token of some rows, attention by a mask: (nats_N, row_N)."""
+    passes = Passes(packed=True, share=share, most_tokens=0)
+    return passes.owned_nats(model, passes.unit(list(examples)))
+
+
+def feed_nats(model: Any, feed: Feed) -> torch.Tensor:
+    """Negative log-likelihood of each prediction of a pack: nats_N."""
     inner = inner_model(model)
-    asked = {
-        "input_ids": packed.ids_T[None],
-        "attention_mask": _additive(packed.attends_TT, inner.dtype)[None, None],
-        "position_ids": packed.positions_T[None],
-        "use_cache": False,
-    }
+    asked: dict[str, Any] = {"input_ids": feed.ids_T[None]}
+    if feed.noise_T is not None:
+        asked = {"inputs_embeds": noisy(inner, feed.ids_T[None], feed.noise_T[None])}
+    mask = {"attention_mask": None if feed.mask_TT is None else feed.mask_TT[None, None]}
+    asked |= {"position_ids": feed.positions_T[None], "use_cache": False}
+    asked |= mask if feed.segments is None else arguments(feed.segments)
     if any(getattr(inner.config, name, None) for name in AFTER_HEAD):
-        logits_NV = inner(**asked).logits[0, packed.nodes_N]
-        return cross_entropy(logits_NV, packed.targets_N), packed.row_N
-    hidden_ND = inner.base_model(**asked).last_hidden_state[0, packed.nodes_N]
-    return head_nats(inner.get_output_embeddings(), hidden_ND, packed.targets_N), packed.row_N
+        return cross_entropy(inner(**asked).logits[0, feed.nodes_N], feed.targets_N)
+    hidden_TD = inner.base_model(**asked).last_hidden_state[0]
+    return head_nats(inner.get_output_embeddings(), hidden_TD, feed.nodes_N, feed.targets_N)
 
 
 def _additive(attends_TT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -176,21 +256,3 @@ def _additive(attends_TT: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(attends_TT.shape, dtype=dtype, device=attends_TT.device).masked_fill_(
         ~attends_TT, torch.finfo(dtype).min
     )
-
-
-def head_nats(head: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Nats of targets under an output head, in float32; never more than `LOGITS` logits at once."""
-    chunk = max(1, LOGITS // head.weight.shape[0])
-    if len(targets_N) <= chunk:
-        return cross_entropy(head(hidden_ND), targets_N)
-
-    def scored(hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(head(hidden_CD), targets_C)
-
-    parts = zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
-    return torch.cat([checkpoint(scored, *part, use_reentrant=False) for part in parts])
-
-
-def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """-ln p(target) of each position, softmax in float32."""
-    return torch.nn.functional.cross_entropy(logits_NV.float(), targets_N, reduction="none")

@@ -1,12 +1,10 @@
 """Counting what a training will take: on the meta device, where tensors have sizes and no contents.
 
-The adapter is put on an empty model of the base's shape, so the count of its parameters is exact. What the backward
-pass needs is read off the tensors that a forward pass saves, at two lengths, and is a straight line between and beyond
-them: attention keeps no T x T matrix in any kernel that is used.
-
-Shapes in names: B rows, H heads, T positions, D width of a head.
+The adapter is put on an empty model of the base's shape, so the count of its parameters is exact. What stands beside it
+in memory is estimated for the kind of device that training would run on, whatever this one is.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,27 +13,28 @@ from typing import Any
 import torch
 import transformers
 from pyarrow import compute, parquet
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from loragate.child import Progress, Report
 from loragate.config import Train
+from loragate.engines.activations import kept, way_of
 from loragate.engines.adapters import lora_modules, put_adapter
+from loragate.engines.heads import LOGITS
 from loragate.engines.language_model import choose_dtype, device, inner_model, quantization_of
-from loragate.engines.packing import LOGITS, passes_for
+from loragate.engines.packing import passes_for
 from loragate.plan import DeviceFacts, Memory, ModelFacts, RowFacts
 from loragate.rendering import Example
 from loragate.work import Base, Counted, Model, PlanTraining
 
-LENGTHS = (128, 256)
-"""Lengths in tokens at which saved tensors are counted."""
 RUNTIME = {"cpu": 1_000_000_000, "cuda": 600_000_000}
 """Memory beside the tensors: the libraries and what the C library keeps of freed memory (own measurement, 0.9 to 1.5 GB
 with a model of 135M); on a GPU the driver's context."""
 TRAINABLE_BYTES = 16
-"""A trainable parameter in float32: itself, its gradient and the two moments of AdamW."""
+"""A trainable parameter in float32: itself, its gradient and the two moments of AdamW. Fused adapters have a copy
+beside it in the format that training is in."""
 LOGIT_BYTES = 12
-"""A logit in float32, its probability and its gradient."""
-COUNTED = "loragate_counted"
+"""A logit on a CPU, in float32: itself, its probability and its gradient. On a GPU there is the logit alone, in the
+format that training is in; its gradient takes its place."""
 
 
 def describe_device(_: None, __: Report) -> DeviceFacts:
@@ -65,7 +64,7 @@ def count(request: PlanTraining, report: Report) -> Counted:
     """
     rows = _count_rows(Path(request.rows), request.max_tokens)
     report(Progress(1, 2, "plan"))
-    model = _count_model(request.base, request.settings, rows)
+    model = count_model(request.base, request.settings, rows, device().type)
     report(Progress(2, 2, "plan"))
     return Counted(rows, model)
 
@@ -88,7 +87,12 @@ def _sum(values: Any) -> int:
     return int(compute.sum(values).as_py() or 0)
 
 
-def _count_model(base: Base, settings: Train, rows: RowFacts) -> ModelFacts:
+def count_model(base: Base, settings: Train, rows: RowFacts, kind: str) -> ModelFacts:
+    """Count parameters, and bytes on a kind of device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: A target module is not in the model, or a pattern fits none that is adapted.
+    """
     dtype = choose_dtype(settings.dtype)
     model = _empty_model(base, settings, dtype)
     modules = [(name, module) for name, module in lora_modules(model) if module.r["default"]]
@@ -106,14 +110,13 @@ def _count_model(base: Base, settings: Train, rows: RowFacts) -> ModelFacts:
         positions=int(getattr(inner_model(model).config, "max_position_embeddings", 0) or 0),
         dtype=str(dtype).removeprefix("torch."),
         compute_dtype=_compute_dtype(base, settings, dtype),
-        memory=_memory(model, settings, rows, trainable),
+        memory=_memory(model, settings, rows, kind),
     )
 
 
 def _empty_model(base: Base, settings: Train, dtype: torch.dtype) -> Any:
-    """The adapted base without contents, in training mode; its attention keeps what fused kernels keep."""
+    """The adapted base without contents, in training mode."""
     config = transformers.AutoConfig.from_pretrained(base.path, trust_remote_code=base.trust_remote_code)
-    AttentionInterface.register(COUNTED, _attention)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=base.trust_remote_code, attn_implementation="sdpa"
@@ -128,19 +131,32 @@ def _compute_dtype(base: Base, settings: Train, dtype: torch.dtype) -> str:
     return str(found).removeprefix("torch.")
 
 
-def _memory(model: Any, settings: Train, rows: RowFacts, trainable: int) -> Memory:
+def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Memory:
+    inner = inner_model(model)
     longest = Example(tuple(range(rows.longest)), (), turns=0, stopped_turns=0, rendered_tokens=rows.longest)
     slots = passes_for(model, (longest,), settings.forward_tokens).most_tokens
     slots = min(slots, settings.batch_size * rows.longest)
-    vocabulary = inner_model(model).get_input_embeddings().num_embeddings
-    per_epoch = rows.supervised / rows.tokens if rows.tokens else 0
+    supervised = slots * rows.supervised / rows.tokens if rows.tokens else 0.0
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = _weight_bytes(model, settings)  # before `kept`, which leaves the model of no use
+    way = way_of(settings, kind, inner.dtype, liger=importlib.util.find_spec("liger_kernel") is not None)
+    activations = kept(model, way, slots)
+    copied = inner.dtype.itemsize if way.adapters and inner.dtype != torch.float32 else 0
     return Memory(
-        weights=_weight_bytes(model, settings),
-        adapter=trainable * TRAINABLE_BYTES,
-        activations=_saved_bytes(model, slots),
-        logits=int(min(slots * per_epoch * vocabulary, LOGITS)) * LOGIT_BYTES,
-        runtime=RUNTIME[device().type],
+        weights=weights,
+        adapter=trainable * (TRAINABLE_BYTES + copied),
+        activations=activations.whole if activations else None,
+        logits=_logit_bytes(inner, supervised, kind),
+        runtime=RUNTIME[kind],
+        checkpointed=activations.checkpointed if activations else None,
     )
+
+
+def _logit_bytes(inner: Any, supervised: float, kind: str) -> int:
+    """Bytes of the logits held at once, and of the supervised positions' hidden states and their gradient."""
+    embeddings, size = inner.get_input_embeddings(), inner.dtype.itemsize
+    logits = min(supervised * embeddings.num_embeddings, LOGITS[kind]) * (size if kind == "cuda" else LOGIT_BYTES)
+    return int(logits + supervised * embeddings.embedding_dim * size * 2)
 
 
 def _weight_bytes(model: Any, settings: Train) -> int:
@@ -169,53 +185,3 @@ def bytes_a_weight(settings: Train) -> float:
     if settings.quantization == "int8":
         return 1.0
     return 0.5 + (1 + 4 / 256 if settings.double_quantization else 4) / 64
-
-
-def _saved_bytes(model: Any, tokens: int) -> int | None:
-    """Bytes that the backward pass needs of one forward pass over so many tokens, None where they cannot be counted."""
-    inner = inner_model(model)
-    try:
-        inner.set_attn_implementation(COUNTED)
-        short, long = (_saved_at(inner, length) for length in LENGTHS)
-    except (RuntimeError, NotImplementedError, ValueError):  # what depends on contents, as the choice of an expert does
-        return None
-    slope = (long - short) / (LENGTHS[1] - LENGTHS[0])
-    return int(short + slope * (tokens - LENGTHS[0]))
-
-
-def _saved_at(inner: Any, length: int) -> int:
-    weights = {p.untyped_storage()._cdata for p in inner.parameters()}  # noqa: SLF001 - a storage has no public name
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:  # noqa: SLF001
-            saved[storage._cdata] = storage  # noqa: SLF001
-        return tensor
-
-    ids_BT = torch.zeros(1, length, dtype=torch.long, device="meta")
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        inner.base_model(input_ids=ids_BT, position_ids=ids_BT, use_cache=False)
-    return sum(storage.nbytes() for storage in saved.values())
-
-
-class _Kept(torch.autograd.Function):
-    """Attention that computes nothing and keeps what a fused kernel keeps."""
-
-    @staticmethod
-    def forward(ctx: Any, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor) -> torch.Tensor:
-        out_BTHD = q_BHTD.new_empty(*q_BHTD.shape[:-1], v_BHTD.shape[-1]).transpose(1, 2).contiguous()
-        ctx.save_for_backward(q_BHTD, k_BHTD, v_BHTD, out_BTHD, q_BHTD.new_empty(q_BHTD.shape[:-1]).float())
-        return out_BTHD
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> None:
-        raise NotImplementedError
-
-
-def _attention(
-    _: Any, q_BHTD: torch.Tensor, k_BHTD: torch.Tensor, v_BHTD: torch.Tensor, *__: Any, **___: Any
-) -> tuple[torch.Tensor, None]:
-    groups = q_BHTD.shape[1] // k_BHTD.shape[1]
-    repeated = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (k_BHTD, v_BHTD))
-    return _Kept.apply(q_BHTD, *repeated), None

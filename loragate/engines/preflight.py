@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from loragate.child import Progress, Report
-from loragate.engines import training
+from loragate.engines import steps
 from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable
+from loragate.engines.flat import Flat
+from loragate.engines.fused import quicken
 from loragate.engines.language_model import device, read_examples
 from loragate.engines.packing import Passes, passes_for
 from loragate.rendering import Example
@@ -25,15 +27,17 @@ def try_out(request: Preflight, report: Report) -> PreflightEvidence:
     """Compare losses row by row, gradients with each other, and the fresh adapter with the base."""
     settings = request.settings
     model = adapted_model(request.base, settings).eval()  # without dropout: every pass gives the same
+    quicken(model)
+    flat = Flat(model)
     report(Progress(1, len(STAGES), STAGES[0]))
     rows = _some(read_examples(request.train), request.rows)
     passes = passes_for(model, rows, settings.forward_tokens)
     with torch.no_grad():
         reference, found = _reference(model, rows), _found(model, rows, passes)
     report(Progress(2, len(STAGES), STAGES[1]))
-    together = _gradient(model, rows, replace(passes, most_tokens=sum(len(row.ids) for row in rows)))
+    together = _gradient(model, flat, rows, replace(passes, most_tokens=sum(len(row.ids) for row in rows)))
     without = tuple(name for name, module in lora_modules(model) if not _has_gradient(module))
-    apart = _gradient(model, rows, replace(passes, most_tokens=1))
+    apart = _gradient(model, flat, rows, replace(passes, most_tokens=1))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     report(Progress(3, len(STAGES), STAGES[2]))
     return PreflightEvidence(
@@ -87,18 +91,17 @@ def _found(model: Any, rows: Sequence[Example], passes: Passes) -> list[float]:
     """Nats of each row in the passes that will train."""
     nats = [0.0] * len(rows)
     for group in passes.groups(rows):
-        nats_N, row_N = passes.nats(model, [rows[number] for number in group])
+        nats_N, row_N = passes.owned_nats(model, passes.unit([rows[number] for number in group]))
         for value, owner in zip(nats_N.tolist(), row_N.tolist(), strict=True):
             nats[group[owner]] += value
     return nats
 
 
-def _gradient(model: Any, rows: Sequence[Example], passes: Passes) -> torch.Tensor:
-    """The gradient of one optimizer step over some rows, by the function that training uses."""
-    model.zero_grad(set_to_none=True)
-    training.accumulate(model, rows, passes)
-    gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    return torch.cat([gradient.flatten().float() for gradient in gradients])
+def _gradient(model: Any, flat: Flat, rows: Sequence[Example], passes: Passes) -> torch.Tensor:
+    """The gradient of one optimizer step over some rows, by the functions that training uses."""
+    flat.gradient.zero_()
+    steps.accumulate(model, steps.prepare(rows, passes), passes, flat)
+    return flat.gradient.clone()
 
 
 def _has_gradient(module: Any) -> bool:

@@ -9,18 +9,30 @@ from typing import Any
 import torch
 
 from loragate.child import Progress, Report
-from loragate.engines.language_model import load_tokenizer, load_weights, read_examples, template_of, with_adapter
+from loragate.engines.fused import quicken, settle
+from loragate.engines.language_model import (
+    device,
+    load_tokenizer,
+    load_weights,
+    read_examples,
+    template_of,
+    with_adapter,
+)
 from loragate.engines.packing import passes_for
 from loragate.perplexity import Nll
 from loragate.rendering import Example
 from loragate.work import Answer, Measured, MeasureModel
 
 ANSWERS_AT_ONCE = 8
+LEAST_CUDA_TOKENS = 8192
+"""Tokens of a pass on a GPU, at least: nothing is kept for a backward pass, and small passes leave it waiting."""
 
 
 def measure(request: MeasureModel, report: Report) -> Measured:
     """Score every row and answer every question."""
     model = with_adapter(load_weights(request.model), request.model)
+    quicken(model)
+    settle(model)
     rows = score(model, read_examples(request.examples), request.forward_tokens, report)
     return Measured(rows, tuple(_answers(model, request, report)))
 
@@ -32,14 +44,16 @@ def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: 
     Rows go through the model in packs; the sums of a row do not depend on what it is packed with.
     """
     rows = [Nll(0.0, 0)] * len(examples)
-    passes = passes_for(model, examples, forward_tokens)
-    done = 0
-    for numbers in passes.groups(examples):
-        nats_N, row_N = passes.nats(model, [examples[i] for i in numbers])
-        sums_B = torch.zeros(len(numbers), dtype=torch.float64, device=nats_N.device).index_add_(
-            0, row_N, nats_N.double()
-        )
+    passes = passes_for(model, examples, max(forward_tokens, LEAST_CUDA_TOKENS if device().type == "cuda" else 0))
+    units = ((numbers, passes.unit([examples[i] for i in numbers])) for numbers in passes.groups(examples))
+    done, ready = 0, next(units, None)
+    while ready is not None:
+        numbers, unit = ready
+        nats_N, row_N = passes.owned_nats(model, unit)
+        sums_B = torch.zeros(len(numbers), dtype=torch.float64, device=nats_N.device)
+        sums_B.index_add_(0, row_N, nats_N.double())
         counts_B = torch.bincount(row_N, minlength=len(numbers))
+        ready = next(units, None)  # made ready while the device is busy
         for number, nats, tokens in zip(numbers, sums_B.tolist(), counts_B.tolist(), strict=True):
             rows[number] = Nll(nats, tokens)
         done += len(numbers)

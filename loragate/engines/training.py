@@ -1,8 +1,8 @@
 """Training an adapter: one loop, every step on record, resumable to the bit.
 
 The loss of an optimizer step is the sum of nats over its supervised tokens divided by their number, however many
-forward passes it takes. Everything that decides the next step (weights, optimiser, random state, place in the data)
-is in a checkpoint, which is written beside the last one and then renamed over it.
+forward passes it takes. The loop is the same on a CPU and on a GPU, where a step may be a CUDA graph. Everything that
+decides the next step (weights, optimiser, random states, place in the data) is in each checkpoint.
 """
 
 import math
@@ -13,23 +13,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
 from loragate.child import Progress, Report, ignore
 from loragate.config import Train
+from loragate.engines import checkpoints
 from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable, save_adapter
+from loragate.engines.captured import LOOKED_AT, CapturedSteps
+from loragate.engines.fused import quicken
 from loragate.engines.language_model import choose_dtype, read_examples
-from loragate.engines.packing import Passes, passes_for
+from loragate.engines.packing import passes_for
 from loragate.engines.scoring import score
+from loragate.engines.steps import Steps
 from loragate.perplexity import total
 from loragate.record import CurvePoint
 from loragate.rendering import Example
 from loragate.work import TrainAdapter, Trained
 
-CHECKPOINT = "checkpoint.pt"
 WINDOW = 8
-"""Batches sorted by length together: rows of a step are alike in length, steps still come in random order."""
+"""Batches that rows are dealt to together."""
 
 
 @dataclass(slots=True)
@@ -47,51 +47,96 @@ class State:
     curve: list[CurvePoint] = field(default_factory=list)
     with_gradient: set[str] = field(default_factory=set)
 
+    def fruitless(self) -> int:
+        """Evaluations since the best one."""
+        return sum(1 for point in self.curve if point.heldout_loss is not None and point.step > self.best_step)
+
+    def over(self, settings: Train, steps: int) -> bool:
+        """Whether there is nothing more to do: all steps taken, no finite loss any more, or no lower one for long."""
+        lost = bool(self.curve) and not math.isfinite(self.curve[-1].loss)
+        patient = not settings.early_stopping or self.fruitless() < settings.early_stopping
+        return self.step >= steps or lost or not patient
+
 
 def train(request: TrainAdapter, report: Report) -> Trained:
-    """Train, or go on from the last complete checkpoint in `scratch`, and leave the best adapter in `folder`.
+    """Train, or go on from the newest complete checkpoint in `scratch`, and leave the best adapter in `folder`.
 
     Raises:
         ConfigError: A target module is not in the model.
     """
     settings, scratch = request.settings, Path(request.scratch)
-    scratch.mkdir(parents=True, exist_ok=True)
     model = adapted_model(request.base, settings)
+    ways = quicken(model, recompute=request.checkpointing)
     examples, heldout = read_examples(request.train), read_examples(request.heldout)
-    steps = list(plan(examples, settings))
-    passes = passes_for(model, examples, settings.forward_tokens, share=settings.dropout == 0)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    state = _resume(scratch, model, optimizer)
-    resumed_from = state.step
+    passes = passes_for(model, examples, settings.forward_tokens, **sharing(settings))
+    batches = [[examples[i] for i in rows] for rows in plan(examples, settings, packed=passes.packed)]
+    steps = (
+        CapturedSteps(model, passes, settings)
+        if settings.cuda_graph and passes.longest
+        else Steps(model, passes, settings)
+    )
+    state = _resume(scratch, steps)
+    resumed_from, todo = state.step, batches[state.step :]
+    if isinstance(steps, CapturedSteps) and todo:
+        ways = (*ways, steps.capture(todo[:LOOKED_AT]))
+    modules = dict(lora_modules(model))
     per_epoch = math.ceil(len(examples) / settings.batch_size)
-    for rows in steps[state.step :]:
-        nats = accumulate(model, [examples[i] for i in rows], passes)
-        point = _step(model, optimizer, nats, settings, state, len(steps))
+
+    def rate(number: int) -> float:
+        return learning_rate(settings, number - 1, len(batches))
+
+    done = state.over(settings, len(batches))
+    for taken in () if done else steps.take(batches, state.step + 1, rate):
+        state.step = taken.number
+        point = CurvePoint(taken.number, taken.nats.item(), taken.learning_rate, taken.norm.item())
+        _note_gradients(modules, state)
         if state.step % per_epoch == 0:
             point = _evaluate(model, heldout, point, state, scratch, settings)
         state.curve.append(point)
-        report(Progress(state.step, len(steps), "steps", _numbers(point)))
-        if not math.isfinite(point.loss):
+        report(Progress(state.step, len(batches), "steps", _numbers(point)))
+        done = state.over(settings, len(batches))
+        if done or state.step % settings.checkpoint_steps == 0:
+            _checkpoint(scratch, steps, state)
+        if done:
             break
-        if state.step % settings.checkpoint_steps == 0 or state.step == len(steps):
-            _checkpoint(scratch, model, optimizer, state)
-    return _finish(request, model, state, resumed_from)
+    return _finish(request, model, state, resumed_from, ways)
 
 
-def plan(examples: Sequence[Example], settings: Train) -> Iterator[list[int]]:
-    """Yield the row numbers of every optimizer step: each epoch every row once, in an order of its own."""
+def sharing(settings: Train) -> dict[str, Any]:
+    """What decides whether rows of a pack may share what they begin with, in the words of `passes_for`."""
+    return {"share": settings.dropout == 0, "noise": settings.neftune_alpha}
+
+
+def plan(examples: Sequence[Example], settings: Train, *, packed: bool = True) -> Iterator[list[int]]:
+    """Yield the row numbers of every optimizer step: each epoch every row once, in an order of its own.
+
+    Rows come at random. For packs the rows of some batches are then dealt out so that each batch has about as many
+    tokens as the next; where rows are padded, each batch gets rows of like length instead.
+    """
     order = random.Random(settings.seed)
-    size, window = settings.batch_size, settings.batch_size * WINDOW
+    window = settings.batch_size * WINDOW
     for _ in range(settings.epochs):
         rows = list(range(len(examples)))
         order.shuffle(rows)
         batches: list[list[int]] = []
         for start in range(0, len(rows), window):
-            alike = sorted(rows[start : start + window], key=lambda i: len(examples[i].ids))
-            batches += [alike[i : i + size] for i in range(0, len(alike), size)]
+            by_length = sorted(rows[start : start + window], key=lambda i: len(examples[i].ids), reverse=packed)
+            batches += _dealt(by_length, settings.batch_size) if packed else _cut(by_length, settings.batch_size)
         order.shuffle(batches)
         yield from batches
+
+
+def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _dealt(rows: Sequence[int], size: int) -> list[list[int]]:
+    """Deal rows to as few batches as hold them, to and fro."""
+    batches: list[list[int]] = [[] for _ in range(math.ceil(len(rows) / size))]
+    for number, row in enumerate(rows):
+        lap, at = divmod(number, len(batches))
+        batches[at if lap % 2 == 0 else -1 - at].append(row)
+    return batches
 
 
 def learning_rate(settings: Train, step: int, steps: int) -> float:
@@ -104,38 +149,11 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
     return settings.learning_rate * course[settings.schedule]
 
 
-def accumulate(model: Any, batch: Sequence[Example], passes: Passes) -> float:
-    """Add the gradient of a step's mean loss, over as many forward passes as it takes; return nats per token."""
-    tokens = max(1, sum(len(example.predicted) for example in batch))
-    nats = 0.0
-    for rows in passes.groups(batch):
-        loss = passes.nats(model, [batch[i] for i in rows])[0].sum() / tokens
-        loss.backward()
-        nats += loss.item()
-    return nats
-
-
-def _step(
-    model: Any, optimizer: torch.optim.Optimizer, nats: float, settings: Train, state: State, steps: int
-) -> CurvePoint:
-    """Clip the gradient and step down it."""
-    rate = learning_rate(settings, state.step, steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    _note_gradients(model, state)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    state.step += 1
-    return CurvePoint(state.step, nats, rate, norm)
-
-
-def _note_gradients(model: Any, state: State) -> None:
-    for name, module in lora_modules(model):
-        if name not in state.with_gradient:
-            gradient = module.lora_B["default"].weight.grad
-            if gradient is not None and bool(gradient.any()):
-                state.with_gradient.add(name)
+def _note_gradients(modules: dict[str, Any], state: State) -> None:
+    for name in modules.keys() - state.with_gradient:
+        gradient = modules[name].lora_B["default"].weight.grad
+        if gradient is not None and bool(gradient.any()):
+            state.with_gradient.add(name)
 
 
 def _evaluate(
@@ -157,39 +175,27 @@ def _numbers(point: CurvePoint) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: State) -> None:
-    content = {
-        "adapter": get_peft_model_state_dict(model),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+def _checkpoint(folder: Path, steps: Steps, state: State) -> None:
+    content = steps.state() | {
+        "random": checkpoints.random_state(),
         "state": asdict(state) | {"with_gradient": sorted(state.with_gradient)},
     }
-    unfinished = folder / f"{CHECKPOINT}.unfinished"
-    torch.save(content, unfinished)
-    unfinished.replace(folder / CHECKPOINT)
-    for old in folder.glob("best-*"):
-        if old.name != f"best-{state.best_step}":
-            shutil.rmtree(old)
+    checkpoints.write(folder, state.step, content)
 
 
-def _resume(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> State:
-    """Load the last complete checkpoint into model and optimizer, or start afresh."""
-    path = folder / CHECKPOINT
-    if not path.exists():
+def _resume(folder: Path, steps: Steps) -> State:
+    """Load the newest complete checkpoint, or start afresh."""
+    content = checkpoints.newest(folder)
+    if content is None:
         return State()
-    content = torch.load(path, weights_only=True)
-    set_peft_model_state_dict(model, content["adapter"])
-    optimizer.load_state_dict(content["optimizer"])
-    torch.set_rng_state(content["random"])
-    if content["cuda_random"]:
-        torch.cuda.set_rng_state_all(content["cuda_random"])
+    steps.restore(content)
+    checkpoints.restore_random(content["random"])
     saved = content["state"]
     curve = [CurvePoint(**point) for point in saved["curve"]]
-    return State(saved["step"], saved["best_step"], saved["best_loss"], curve, set(saved["with_gradient"]))
+    return State(**saved | {"curve": curve, "with_gradient": set(saved["with_gradient"])})
 
 
-def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) -> Trained:
+def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int, ways: tuple[str, ...]) -> Trained:
     """Put the best adapter into place and gather the evidence."""
     best = Path(request.scratch) / f"best-{state.best_step}"
     if not state.best_step:  # no held-out loss was finite: keep the last weights, for the gate to refuse
@@ -205,4 +211,5 @@ def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) 
         modules_without_gradient=tuple(name for name in names if name not in state.with_gradient),
         dtype=str(choose_dtype(request.settings.dtype)).removeprefix("torch."),
         resumed_from=resumed_from,
+        ways=ways,
     )

@@ -14,7 +14,6 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,9 @@ class Ground:
 
     Attributes:
         base: Fields of loragate's description of the base model.
-        rows, tokens, supervised: How many the training side has.
+        rows, tokens, supervised: How many the training side has; supervised are those that are predicted.
         dtype: Number format asked for, `auto` resolved.
         device: Name of the accelerator, `cpu` without.
-        fa2_liger: Whether FlashAttention 2 and Liger can be imported here and have a GPU to run on.
     """
 
     base: dict[str, Any]
@@ -45,7 +43,11 @@ class Ground:
     supervised: int
     dtype: str
     device: str
-    fa2_liger: bool
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether there is an accelerator."""
+        return self.device != "cpu"
 
 
 def main() -> None:
@@ -107,15 +109,13 @@ def look(base: "Base", examples: "Sequence[Example]", dtype: str) -> Ground:
 
     from loragate.engines.language_model import choose_dtype
 
-    cuda = torch.cuda.is_available()
     return Ground(
         base=dataclasses.asdict(base),
         rows=len(examples),
         tokens=sum(len(example.ids) for example in examples),
-        supervised=sum(example.supervised for example in examples),
+        supervised=sum(len(example.predicted) for example in examples),
         dtype=str(choose_dtype(dtype)).removeprefix("torch."),
-        device=torch.cuda.get_device_name() if cuda else "cpu",
-        fa2_liger=cuda and find_spec("flash_attn") is not None and find_spec("liger_kernel") is not None,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     )
 
 

@@ -43,6 +43,7 @@ class Outcome:
         others: How many cores other programs kept busy meanwhile.
         rss: The most that the process had resident, from its start to its end, in bytes.
         cuda: The most that its tensors took on the accelerator, in bytes; 0 without one.
+        reserved: The most that was set aside for them there, pools of captured graphs among it.
     """
 
     nats: tuple[float, ...]
@@ -52,6 +53,7 @@ class Outcome:
     others: float
     rss: int
     cuda: int
+    reserved: int
 
     @property
     def rate(self) -> float:
@@ -83,8 +85,9 @@ def scored(job: Job) -> Outcome:
         nats = score(model, examples)
         seconds, own = time.perf_counter() - wall, time.process_time() - processor
         others = max(0.0, (busy() - before - own) / seconds)
-    cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return Outcome(tuple(nats), sum(len(row.ids) for row in examples), seconds, own, others, peak_rss(), cuda)
+    cuda = torch.cuda.is_available()
+    peaks = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if cuda else (0, 0)
+    return Outcome(tuple(nats), sum(len(row.ids) for row in examples), seconds, own, others, peak_rss(), *peaks)
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -130,8 +133,10 @@ def ours(model: Any, examples: "Sequence[Example]") -> list[float]:
     """Score with loragate's engine at its default size of a forward pass."""
     from loragate.child import ignore
     from loragate.config import Train
+    from loragate.engines.fused import quicken
     from loragate.engines.scoring import score
 
+    quicken(model)
     return [row.nats for row in score(model, examples, Train().forward_tokens, ignore)]
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
@@ -18,6 +20,10 @@ LORAGATE = str(Path(sys.executable).parent / "loragate")
 
 JUDGED = (0, 3)
 """Exit codes of a check that came to a verdict: passed, refused."""
+
+LOG_CHARACTERS = 1500
+TOO_LONG = 124
+"""Code of a child that took longer than it may."""
 
 
 def model_file() -> Path:
@@ -59,22 +65,35 @@ def progress(line: str) -> None:
     sys.stderr.write(f"{datetime.now(UTC):%H:%M:%S} {line}\n")
 
 
-def child(arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-    """Run a Python program to its end, its output in a file.
+def child(arguments: Sequence[str], env: Mapping[str, str], log: Path, limit: float | None = None) -> None:
+    """Run a Python program to its end, its output in a file; None: however long it takes.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: It failed, or took longer than `limit` seconds.
     """
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, *arguments]
-        code = subprocess.run(command, env=env, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+        where = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+        with subprocess.Popen(command, env=env, **where) as process:
+            try:
+                code = process.wait(limit)
+            except BaseException as error:  # its own children too: they would go on
+                os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                code = TOO_LONG
     if code:
         raise SystemExit(f"{shlex.join(arguments)} ended with {code}:\n{log.read_text(encoding='utf-8')[-4000:]}")
 
 
+def failure(what: str, failed: SystemExit) -> list[str]:
+    """Lines that say of a child that failed what it said last."""
+    return [f"- {what}: **failed**.", "", "```", str(failed)[-LOG_CHARACTERS:].strip(), "```", ""]
+
+
 def heading(title: str, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
     """Yield the lines that every result begins with: date, command, machine, versions."""
-    versions = [f"{name} {metadata.version(name)}" for name in packages]
+    versions = [f"{name} {version}" for name, version in installed(packages).items()]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     yield from (f"# {title}", "", f"Date: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
@@ -83,6 +102,15 @@ def heading(title: str, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
     yield f"load average at the start {load}."
     yield f"Versions: loragate at {_commit()}, Python {platform.python_version()}, {', '.join(versions)}."
     yield ""
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those packages that are there."""
+    found = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -125,4 +153,8 @@ def _commit() -> str:
     assert spec is not None
     assert spec.origin is not None
     command = ["git", "-C", str(Path(spec.origin).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "an unknown commit"
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        described = ""
+    return described or "an unknown commit"

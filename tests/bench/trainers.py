@@ -1,34 +1,34 @@
 """One trainer on the prepared rows, step by step: `train.py` runs this as a process of its own for every peer.
 
-Every peer has the same rows and supervised tokens, adapter (r 16, alpha 32 on q, k, v and o, no dropout), AdamW at a
+Every peer has the same rows and supervised tokens, adapter (r 16, alpha 32, no dropout, the same layers), AdamW at a
 constant 2e-4, clipping at 1, rows a step, seed and number format, and no gradient checkpointing. A step's loss is the
-mean over its supervised tokens. What is timed begins when the warm-up steps have ended.
+mean over its supervised tokens. What is timed begins when the warm-up steps have ended (clock.py).
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib import import_module, metadata
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clock import Clock, write_outcome
 from docstrings import HELDOUT, TRAIN, read, read_base
-from setting import busy, peak_rss
 
 if TYPE_CHECKING:
     from loragate.child import Progress
     from loragate.config import Train
 
 Row = dict[str, list[int]]
-LEARNING_RATE, RANK, ALPHA, TARGETS = 2e-4, 16, 32, ("q_proj", "k_proj", "v_proj", "o_proj")
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl", "liger-kernel", "flash-attn")
-IGNORED, NEVER = -100, 1_000_000
+LEARNING_RATE, RANK, ALPHA = 2e-4, 16, 32
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {"attention": ATTENTION, "all": (*ATTENTION, "gate_proj", "up_proj", "down_proj")}
+QLORA, EAGER = "qlora", "ours-eager"
+IGNORED, NEVER, AHEAD = -100, 1_000_000, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,15 @@ class Job:
 
     Attributes:
         peer: One of `PEERS`.
-        steps: Optimizer steps; 0 for one pass over the rows.
+        steps: Optimizer steps, with those of the warm-up and those that are profiled; 0 for one pass over the rows.
         warmup: First steps that are not timed.
+        profiled: Last steps, which are not timed either but watched by the profiler.
         batch: Rows of an optimizer step.
         micro: Rows of a forward pass, where the peer takes a number of rows.
-        width: Longest row, what the tutorial pads to and what TRL packs to.
+        width: Longest row, what the tutorial pads to and what TRL and Unsloth pack to.
+        forward: Most tokens of a forward pass of ours; 0 for its default.
+        method: lora, or qlora: on a base in 4 bits (nf4, scales quantised too).
+        targets: One of `TARGETS`.
         out: File that the outcome goes to.
     """
 
@@ -49,93 +53,16 @@ class Job:
     folder: str
     steps: int
     warmup: int
+    profiled: int
     batch: int
     micro: int
     width: int
+    forward: int
     dtype: str
+    method: str
+    targets: str
     seed: int
     out: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """An optimizer step that has ended.
-
-    Attributes:
-        ended: Seconds since the process began to prepare the training.
-        tokens: Tokens of its rows, padding not counted, beginnings that rows share counted in each.
-        slots: Positions that were computed, padding among them; 0 where nobody outside knows.
-        loss: Mean over its supervised tokens, in nats.
-    """
-
-    ended: float
-    tokens: int
-    slots: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A peer's training.
-
-    Attributes:
-        processor: Processor seconds of this process over the timed steps.
-        others: How many cores other programs kept busy meanwhile.
-        rss: The most that the process had resident, from its start to its end, in bytes.
-        cuda: The most that its tensors took on the accelerator, in bytes; 0 without one.
-        versions: Version of each package that it may have used.
-    """
-
-    steps: tuple[Step, ...]
-    warmup: int
-    processor: float
-    others: float
-    rss: int
-    cuda: int
-    versions: dict[str, str]
-
-    @property
-    def timed(self) -> tuple[Step, ...]:
-        """The steps after the warm-up."""
-        return self.steps[self.warmup :]
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens of the timed steps."""
-        return sum(step.tokens for step in self.timed)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the timed steps took."""
-        return self.steps[-1].ended - self.steps[self.warmup - 1].ended
-
-    @property
-    def rate(self) -> float:
-        """Real tokens a second."""
-        return self.tokens / self.seconds
-
-
-@dataclass(slots=True)
-class Clock:
-    """Notes each step as it ends."""
-
-    warmup: int
-    start: float = field(default_factory=time.perf_counter)
-    steps: list[Step] = field(default_factory=list)
-    since: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-    def tick(self, tokens: int, slots: int, loss: float) -> None:
-        """Note a step that has ended just now."""
-        self.steps.append(Step(time.perf_counter() - self.start, tokens, slots, loss))
-        if len(self.steps) == self.warmup:
-            self.since = time.perf_counter(), time.process_time(), busy()
-
-    def outcome(self, peak_cuda: int) -> Outcome:
-        """What the steps have taken, asked for right after the last one."""
-        wall, processor, all_busy = self.since
-        own = time.process_time() - processor
-        others = max(0.0, (busy() - all_busy - own) / (time.perf_counter() - wall))
-        return Outcome(tuple(self.steps), self.warmup, own, others, peak_rss(), peak_cuda, _versions())
 
 
 class EnoughError(Exception):
@@ -150,45 +77,45 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    clock = Clock(job.warmup)
+    clock = Clock(job.warmup, job.steps, job.profiled)
     PEERS[job.peer](job, clock)
-    outcome = clock.outcome(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
-    Path(job.out).write_text(json.dumps(dataclasses.asdict(outcome)), encoding="utf-8")
-
-
-def read_outcome(path: Path) -> Outcome:
-    """Read back what `main` has written."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return Outcome(**fields | {"steps": tuple(Step(**step) for step in fields["steps"])})
+    write_outcome(clock.outcome(), Path(job.out))
 
 
 def ours(job: Job, clock: Clock) -> None:
-    """Train with loragate's engine, each step timed by its reports; a held-out row's loss is in the time."""
+    """Train with loragate's engine, each step timed by its reports; ours-eager: without captured graphs.
+
+    A held-out row's loss after each pass is in the time, and loading the model is in the memory.
+    """
     from loragate.engines.training import train
     from loragate.work import TrainAdapter
 
     folder, place, examples = Path(job.folder), Path(job.out).with_suffix(""), read(Path(job.folder) / TRAIN)
     batches = our_batches(job)
-    paths = (folder / TRAIN, folder / HELDOUT, place / "adapter", place / "scratch")
+    rows, made = (str(folder / TRAIN), str(folder / HELDOUT)), (str(place / "adapter"), str(place / "scratch"))
 
     def report(progress: "Progress") -> None:
         if progress.unit != "steps":
             return
-        clock.tick(sum(len(examples[i].ids) for i in batches[progress.done - 1]), 0, progress.numbers["loss"])
+        clock.tick(sum(len(examples[i].ids) for i in batches[progress.done - 1]), 0, [progress.numbers["loss"]])
         if progress.done == len(batches):
             raise EnoughError
 
+    clock.started()
     with suppress(EnoughError):
-        train(TrainAdapter(read_base(folder), our_settings(job), *map(str, paths)), report)
+        train(TrainAdapter(read_base(folder), our_settings(job), *rows, *made), report)
 
 
 def our_settings(job: Job) -> "Train":
-    """The settings of a run file that say what all peers do."""
+    """The settings of a run file that say what all peers do; steps enough that some are under way after the last."""
     from loragate.config import Train
 
-    passes = math.ceil(job.steps / math.ceil(len(read(Path(job.folder) / TRAIN)) / job.batch)) or 1
+    an_epoch = math.ceil(len(read(Path(job.folder) / TRAIN)) / job.batch)
+    passes = math.ceil((job.steps and job.steps + AHEAD) / an_epoch) or 1
     given: dict[str, Any] = {"schedule": "constant", "warmup_share": 0.0, "checkpoint_steps": NEVER, "dtype": job.dtype}
-    given |= {"r": RANK, "alpha": ALPHA, "dropout": 0.0, "target_modules": TARGETS, "learning_rate": LEARNING_RATE}
+    given |= {"r": RANK, "alpha": ALPHA, "dropout": 0.0, "learning_rate": LEARNING_RATE, "method": job.method}
+    given |= {"target_modules": TARGETS[job.targets], "cuda_graph": job.peer != EAGER}
+    given |= {"forward_tokens": job.forward} if job.forward else {}
     return Train(**given, epochs=passes, batch_size=job.batch, seed=job.seed)
 
 
@@ -211,8 +138,9 @@ def tutorial(job: Job, clock: Clock) -> None:
 
     set_seed(job.seed)
     base = read_base(Path(job.folder))
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=getattr(torch, job.dtype))
-    adapted: Any = get_peft_model(model, LoraConfig(**adapter()))
+    more = {"quantization_config": quantised(job), "device_map": {"": 0}} if job.method == QLORA else {}
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=getattr(torch, job.dtype), **more)
+    adapted: Any = get_peft_model(model, LoraConfig(**adapter(job)))
     adapted.print_trainable_parameters()
     rows = [padded_row(row, base.end_id, job.width) for row in labelled(job)]
     settings = TrainingArguments(**arguments(job, job.micro, job.batch // job.micro))
@@ -282,9 +210,45 @@ def trl(
         settings,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(base.path),
-        peft_config=LoraConfig(**adapter()),
+        peft_config=LoraConfig(**adapter(job)),
+        quantization_config=quantised(job) if job.method == QLORA else None,
     )
     run(trainer, clock)
+
+
+def unsloth(job: Job, clock: Clock) -> None:
+    """Unsloth: its own model and kernels around TRL's trainer, rows in packs, all packs of a step at once."""
+    os.environ |= {"UNSLOTH_COMPILE_LOCATION": str(Path(job.out).with_suffix("")), "UNSLOTH_DISABLE_STATISTICS": "1"}
+    library: Any = import_module("unsloth")  # first of all, as it asks for: it changes the others as they are loaded
+    import torch
+    from datasets import Dataset
+
+    kernels: Any = import_module("unsloth.models._utils")
+    if not kernels.HAS_FLASH_ATTENTION:
+        raise SystemExit("Unsloth has found no flash-attn: without it, it is several times slower and no fair peer")
+    trainers: Any = import_module("trl")
+    fast, base = library.FastLanguageModel, read_base(Path(job.folder))
+    loading = {"max_seq_length": job.width, "dtype": getattr(torch, job.dtype), "load_in_4bit": job.method == QLORA}
+    loading |= {"use_gradient_checkpointing": False}
+    model, tokenizer = fast.from_pretrained(base.path, **loading)
+    sizes = {name: value for name, value in adapter(job).items() if name != "task_type"}
+    quick = {"bias": "none", "use_gradient_checkpointing": False, "random_state": job.seed}
+    packing = {"max_length": job.width, "packing": True, "completion_only_loss": True}
+    trainer = trainers.SFTTrainer(
+        model=fast.get_peft_model(model, **sizes, **quick),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([masked_row(row) for row in labelled(job)]),
+        args=trainers.SFTConfig(**arguments(job, packs(job), 1), **packing),
+    )
+    packs_rows = getattr(trainer.data_collator, "_unsloth_packing_wrapped", False)
+    if not (packs_rows and type(trainer).__name__.startswith("Unsloth")):
+        raise SystemExit("Unsloth does not train with its own trainer, or not on packs without padding: no fair peer")
+    run(trainer, clock)
+
+
+def masked_row(row: Row) -> Row:
+    """A row with its supervised tokens as Unsloth takes them: given labels, it would pad packs and mix their rows."""
+    return {"input_ids": row["input_ids"], "completion_mask": [int(label != IGNORED) for label in row["labels"]]}
 
 
 def labelled(job: Job) -> list[Row]:
@@ -298,9 +262,20 @@ def labelled(job: Job) -> list[Row]:
     ]
 
 
-def adapter() -> dict[str, Any]:
+def adapter(job: Job) -> dict[str, Any]:
     """Settings of the adapter for peft."""
-    return {"task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": [*TARGETS]}
+    sizes = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0}
+    return {"task_type": "CAUSAL_LM", **sizes, "target_modules": [*TARGETS[job.targets]]}
+
+
+def quantised(job: Job) -> Any:
+    """How bitsandbytes holds the base for qlora."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    config: Any = BitsAndBytesConfig  # it has no types
+    return config(load_in_4bit=True, bnb_4bit_compute_dtype=getattr(torch, job.dtype), **how)
 
 
 def arguments(job: Job, micro: int, passes: int) -> dict[str, Any]:
@@ -336,22 +311,14 @@ def run(trainer: Any, clock: Clock) -> None:
         """Notes each optimizer step."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            loss = sum(float(loss) for _, _, loss in counts)  # waits for the accelerator
-            clock.tick(sum(tokens for tokens, _, _ in counts), sum(slots for _, slots, _ in counts), loss)
+            tokens, slots = sum(tokens for tokens, _, _ in counts), sum(slots for _, slots, _ in counts)
+            clock.tick(tokens, slots, [loss for _, _, loss in counts])
             counts.clear()
 
     trainer.training_step = training_step
     trainer.add_callback(AtStepEnd())
+    clock.started()
     trainer.train()
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that are there."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 PEERS: dict[str, Callable[[Job, Clock], None]] = {
@@ -361,6 +328,8 @@ PEERS: dict[str, Callable[[Job, Clock], None]] = {
     "trl-packed": trl_packed,
     "trl-fa2-liger": trl_fa2_liger,
     "trl-equal": trl_equal,
+    "unsloth": unsloth,
+    EAGER: ours,
     "ours": ours,
 }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from loragate.engines import packing
+from loragate.engines import heads
 from loragate.engines.packing import Passes, can_pack, common_length, pack, packed_nats, packs, passes_for
 from loragate.rendering import Example
 
@@ -118,7 +118,7 @@ def test_every_node_attends_to_its_own_path_alone() -> None:
     packed = pack([row(1, 2, 3), row(1, 2, 4), row(5)])
     assert packed.ids_T.tolist() == [1, 2, 3, 4, 5]
     assert packed.positions_T.tolist() == [0, 1, 2, 2, 0]
-    assert packed.attends_TT.int().tolist() == [
+    assert packed.attends.astype(int).tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -142,7 +142,7 @@ def test_logits_are_scored_a_chunk_at_a_time_with_the_same_loss_and_gradient(
 ) -> None:
     whole = packed_nats(model, ROWS[:3])[0]
     expected = gradient(model, whole.sum())
-    monkeypatch.setattr(packing, "LOGITS", 2 * SIZES["vocab_size"])
+    monkeypatch.setitem(heads.LOGITS, "cpu", 2 * SIZES["vocab_size"])
     parts = packed_nats(model, ROWS[:3])[0]
     assert torch.allclose(parts, whole)
     assert torch.allclose(gradient(model, parts.sum()), expected, rtol=1e-5, atol=1e-7)

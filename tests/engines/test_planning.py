@@ -1,19 +1,28 @@
 """The plan: counts equal what training counts, and what is kept for the backward pass is what a real pass keeps."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from prepared import describe, pairs, render, train
 
+from checks import plan as plan_gate
+from loragate.attempt import FetchedBase, Rows
 from loragate.child import ignore
-from loragate.config import Train
-from loragate.engines import planning
+from loragate.config import Config, Train
+from loragate.engines import planning, tracking
 from loragate.engines.adapters import adapted_model
 from loragate.engines.language_model import read_examples
 from loragate.errors import ConfigError
-from loragate.work import Base, Counted, PlanTraining
+from loragate.limits import PlanLimits
+from loragate.plan import DeviceFacts, Plan
+from loragate.starter import EXAMPLE
+from loragate.work import Base, Counted, PlanTraining, TrainAdapter
+from tasks.plan_training import planned
+from tasks.train_adapter import train_adapter
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -90,6 +99,82 @@ def test_weights_are_those_in_memory(base: Base, rows: Path) -> None:
     assert four_bit == 4 * (base.parameters - linear + largest) + int(linear * (0.5 + (1 + 4 / 256) / 64))
     eight_bit = counted(base, rows, Train(dtype="float32", method="qlora", quantization="int8")).model.memory.weights
     assert eight_bit == 4 * (base.parameters - linear + largest) + linear
+
+
+def test_memory_on_a_gpu_is_that_of_its_own_ways(base: Base, rows: Path) -> None:
+    settings = Train(dtype="bfloat16", batch_size=100, forward_tokens=400)
+    facts = counted(base, rows, settings)
+    memory = planning.count_model(base, settings, facts.rows, "cuda").memory
+    assert memory.runtime == planning.RUNTIME["cuda"]
+    assert memory.weights == 2 * base.parameters
+    assert memory.adapter == (4 + 4 + 4 + 4 + 2) * facts.model.trainable
+    supervised = 400 * facts.rows.supervised / facts.rows.tokens
+    assert memory.logits == int(supervised * base.vocabulary * 2 + supervised * 64 * 2 * 2)
+    assert memory.activations is not None
+    assert facts.model.memory.activations is not None
+    assert memory.activations < facts.model.memory.activations
+
+
+def test_logits_on_a_cpu_are_float32_and_no_more_than_are_held_at_once(
+    base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Train(dtype="float32", batch_size=100, forward_tokens=400)
+    whole = counted(base, rows, settings)
+    supervised = 400 * whole.rows.supervised / whole.rows.tokens
+    assert whole.model.memory.logits == int(supervised * base.vocabulary * 12 + supervised * 64 * 4 * 2)
+    assert whole.model.memory.adapter == 16 * whole.model.trainable
+    monkeypatch.setitem(planning.LOGITS, "cpu", 1000)
+    assert counted(base, rows, settings).model.memory.logits == int(1000 * 12 + supervised * 64 * 4 * 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "status"), [("auto", True, "pass"), ("on", True, "pass"), ("off", False, "fail")]
+)
+def test_a_job_that_fits_only_with_checkpointing_gets_it_or_is_refused(
+    base: Base, rows: Path, asked: str, chosen: bool, status: str
+) -> None:
+    settings = Train.model_validate(
+        {"dtype": "float32", "batch_size": 24, "forward_tokens": 400, "gradient_checkpointing": asked}
+    )
+    facts = counted(base, rows, settings)
+    memory = facts.model.memory
+    assert memory.recomputing.total < memory.total
+    between = DeviceFacts("a device", (memory.recomputing.total + memory.total) // 2, "float32")
+    plan = planned(facts, between, settings, 1.0)
+    assert plan.checkpointing == chosen
+    verdict = plan_gate.judge(settings, plan, PlanLimits(small_rows=1))
+    assert verdict.status == status, verdict.sentence
+    assert [finding.rule for finding in verdict.findings if not finding.passed] == ["memory"] * (status == "fail")
+    ample = DeviceFacts("a device", memory.total, "float32")
+    assert planned(facts, ample, settings, 1.0).checkpointing == (asked == "on")
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_training_is_asked_for_what_the_plan_on_record_chose(
+    base: Base, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    facts = counted(base, rows, Train(dtype="float32"))
+    plan = Plan(facts.rows, facts.model, planning.describe_device(None, ignore), 1, 1, checkpointing=chosen)
+    asked: list[TrainAdapter] = []
+
+    class Asked(Exception):  # noqa: N818 - ends the task once it has asked
+        pass
+
+    def call(target: str, request: TrainAdapter, **_: Any) -> None:
+        asked.append(request)
+        raise Asked
+
+    config = Config.model_validate_json(json.dumps(EXAMPLE))
+    attempt: Any = SimpleNamespace(
+        config=config,
+        home=SimpleNamespace(store=SimpleNamespace(scratch=lambda _: tmp_path)),
+        build=lambda _, __, make: make(tmp_path / "folder"),
+        call=call,
+    )
+    monkeypatch.setattr(tracking, "live_metrics", lambda _: ignore)
+    with pytest.raises(Asked, match=r"^$"):
+        train_adapter.fn(attempt, FetchedBase(base, "d"), Rows(str(rows), "d"), plan)
+    assert [request.checkpointing for request in asked] == [chosen]
 
 
 def test_the_device_has_memory_and_a_fast_number_format() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from prepared import describe, pairs, render
@@ -12,7 +13,7 @@ from prepared import describe, pairs, render
 from checks import preflight as gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines import adapters, language_model, packing, preflight, training
+from loragate.engines import adapters, flat, language_model, packing, preflight, steps
 from loragate.engines.packing import Pack, Passes
 from loragate.limits import PreflightLimits
 from loragate.rendering import Example
@@ -60,13 +61,12 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def mean_of_means(patch: pytest.MonkeyPatch) -> None:
-    def accumulate(model: Any, batch: Sequence[Example], passes: Passes) -> float:
-        groups = list(passes.groups(batch))
-        for group in groups:
-            (passes.nats(model, [batch[i] for i in group])[0].mean() / len(groups)).backward()
-        return 0.0
+    def accumulate(model: Any, batch: steps.Batch, passes: Passes, _: flat.Flat) -> torch.Tensor:
+        for unit in batch.units:
+            (passes.unit_nats(model, unit).mean() / len(batch.units)).backward()
+        return torch.zeros(())
 
-    patch.setattr(training, "accumulate", accumulate)
+    patch.setattr(steps, "accumulate", accumulate)
 
 
 def packed_as(change: Callable[[Pack], Pack]) -> Patch:
@@ -78,7 +78,7 @@ def packed_as(change: Callable[[Pack], Pack]) -> Patch:
 
 
 def without_mask(packed: Pack) -> Pack:
-    return replace(packed, attends_TT=torch.ones_like(packed.attends_TT).tril())
+    return replace(packed, ends_T=np.full_like(packed.ends_T, len(packed.ids_T)))
 
 
 def shifted(packed: Pack) -> Pack:
@@ -86,7 +86,7 @@ def shifted(packed: Pack) -> Pack:
 
 
 def positions_not_reset(packed: Pack) -> Pack:
-    return replace(packed, positions_T=torch.arange(len(packed.positions_T)))
+    return replace(packed, positions_T=np.arange(len(packed.positions_T)))
 
 
 def pad_in_the_loss(patch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
 from loragate.config import Train
-from loragate.engines import adapters, training
+from loragate.engines import adapters, packing, training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
 from loragate.engines.merging import compare, merge
 from loragate.engines.scoring import score
@@ -122,12 +123,17 @@ def test_a_training_killed_twice_goes_on_to_the_same_bytes(
     assert (resumed.trained.resumed_from, resumed.weights) == (8, straight.weights)
 
 
-def test_a_checkpoint_cut_short_is_ignored(base: Base, rows: Path, tmp_path: Path, straight: Adapter) -> None:
+@pytest.mark.parametrize(("left", "resumed_from"), [(0.5, 2), (0.0, 2), (1.0, 4)], ids=["half", "nothing", "all"])
+def test_a_checkpoint_cut_short_is_passed_over(
+    base: Base, rows: Path, tmp_path: Path, straight: Adapter, left: float, resumed_from: int
+) -> None:
     killed(base, rows, tmp_path, 5)
-    whole = (tmp_path / "scratch" / "checkpoint.pt").read_bytes()
-    (tmp_path / "scratch" / "checkpoint.pt.unfinished").write_bytes(whole[: len(whole) // 2])
+    newest = max((tmp_path / "scratch").glob("checkpoint-*.pt"))
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: int(left * len(whole))])
     resumed = train(base, rows, tmp_path, settings(dropout=0.2))
-    assert (resumed.trained.resumed_from, resumed.weights) == (4, straight.weights)
+    assert (resumed.trained.resumed_from, resumed.weights) == (resumed_from, straight.weights)
+    assert resumed.trained.curve == straight.trained.curve
 
 
 def test_a_finished_training_is_not_trained_on(base: Base, rows: Path, tmp_path: Path, straight: Adapter) -> None:
@@ -146,7 +152,6 @@ def test_the_released_adapter_is_the_one_of_the_lowest_held_out_loss(base: Base,
     assert best == adapter.trained.best_step < 16
     released = heldout(Model(base, str(adapter.folder), dtype="float32"), rows)
     assert released.mean == pytest.approx(losses[best], rel=1e-6)
-    assert [path.name for path in adapter.scratch.glob("best-*")] == [f"best-{best}"]
 
 
 def test_accumulation_does_not_change_loss_or_gradient(base: Base, rows: Path, tmp_path: Path) -> None:
@@ -197,6 +202,83 @@ def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(rows: Path) -> 
     first, second = steps[:5], steps[5:]
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(24))
     assert first != second
+
+
+def test_batches_of_packs_have_about_as_many_tokens_as_each_other(rows: Path) -> None:
+    examples = [replace(read_examples(f"{rows}/train.jsonl")[0], ids=(1,) * (8 + n * n % 90)) for n in range(160)]
+    tokens = [sum(len(examples[i].ids) for i in batch) for batch in training.plan(examples, settings(batch_size=10))]
+    assert len(tokens) == 2 * 16
+    assert max(tokens) <= 1.25 * min(tokens)
+    padded = training.plan(examples, settings(batch_size=10), packed=False)
+    spread = [max(len(examples[i].ids) for i in b) - min(len(examples[i].ids) for i in b) for b in padded]
+    assert max(spread) <= 30
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_layers_computed_again_change_nothing(base: Base, rows: Path, tmp_path: Path, method: str) -> None:
+    for dropout in (0.0, 0.2):
+        keys = {"method": method, "dropout": dropout, "epochs": 1}
+        kept = train(base, rows, tmp_path / f"kept {dropout}", settings(**keys))
+        folder = tmp_path / f"again {dropout}"
+        again = training.train(replace(request(base, rows, folder, settings(**keys)), checkpointing=True), ignore)
+        assert "gradient checkpointing" in again.ways
+        assert again.curve == kept.trained.curve
+        assert Adapter(again, folder / "adapter", folder / "scratch").weights == kept.weights
+
+
+def test_training_ends_where_the_held_out_loss_has_not_fallen_for_long(base: Base, tmp_path: Path) -> None:
+    contrary = [row | {"completion": f"{row['prompt']} No."} for row in pairs(6, start=100)]
+    rows = render(base, tmp_path, pairs(8), contrary)
+    keys = {"epochs": 12, "learning_rate": 0.1, "schedule": "constant", "early_stopping": 2}
+    stopped = train(base, rows, tmp_path / "stopped", settings(**keys))
+    losses = [p.heldout_loss for p in stopped.trained.curve if p.heldout_loss is not None]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 12
+    assert stopped.trained.best_step == 2 * (best + 1)
+    again = train(base, rows, tmp_path / "stopped", settings(**keys))
+    assert (again.trained.curve, again.weights) == (stopped.trained.curve, stopped.weights)
+    straight = train(base, rows, tmp_path / "straight", settings(**keys | {"early_stopping": 0}))
+    assert len(straight.trained.curve) == 24
+
+
+def test_noise_on_the_embeddings_trains_to_the_same_bytes_after_a_kill(
+    base: Base, rows: Path, tmp_path: Path, straight: Adapter
+) -> None:
+    keys = {"neftune_alpha": 5.0}
+    noisy = train(base, rows, tmp_path / "noisy", settings(**keys))
+    assert noisy.weights != straight.weights
+    with pytest.raises(KilledError):
+        training.train(request(base, rows, tmp_path / "killed", settings(**keys)), killer(7))
+    resumed = train(base, rows, tmp_path / "killed", settings(**keys))
+    assert (resumed.trained.resumed_from, resumed.weights) == (6, noisy.weights)
+    assert resumed.trained.curve == noisy.trained.curve
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_noise_is_uniform_by_length_and_width_and_only_in_training(
+    base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    model = adapters.adapted_model(base, settings())
+    given: list[torch.Tensor] = []
+    inner = model.get_base_model()
+    inner.model.register_forward_pre_hook(lambda _, __, more: given.append(more.get("inputs_embeds")), with_kwargs=True)
+    monkeypatch.setattr(packing, "can_pack", lambda *_: packed)
+    examples = read_examples(f"{rows}/train.jsonl")[:2]
+    passes = packing.passes_for(model, examples, 1000, noise=6.0)
+    assert not passes.share
+    unit = passes.unit(sorted(examples, key=lambda example: example.ids))
+    passes.unit_nats(model, unit)
+    embedding = inner.get_input_embeddings()
+    lengths = [len(example.ids) for example in sorted(examples, key=lambda example: example.ids)]
+    clean = [embedding(torch.tensor(e.ids)) for e in sorted(examples, key=lambda example: example.ids)]
+    noisy = given[0][0].split(lengths) if packed else [row[:n] for row, n in zip(given[0], lengths, strict=True)]
+    for one, other, length in zip(clean, noisy, lengths, strict=True):
+        scale = 6.0 / (length * embedding.embedding_dim) ** 0.5
+        noise = (other - one).detach()
+        assert 0.9 * scale < float(noise.abs().max()) <= scale * (1 + 1e-5)
+        assert abs(float(noise.mean())) < 0.1 * scale
+    passes.unit_nats(model.eval(), unit)
+    assert given[1] is None
 
 
 def test_a_learning_rate_that_overflows_is_refused_by_the_training_gate(base: Base, rows: Path, tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 """On a CUDA device: bfloat16 is chosen, LoRA and QLoRA train, and merged weights are what was trained."""
 
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from checks import merge, training
 from checks import preflight as preflight_gate
@@ -17,49 +14,9 @@ from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
 from loragate.limits import MergeLimits, PreflightLimits, TrainingLimits
 from loragate.perplexity import total
-from loragate.rendering import Example, rendered_line
-from loragate.rows import Conversation
 from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, Preflight, TrainAdapter
 
 pytestmark = pytest.mark.gpu
-
-VOCABULARY = 512
-WORDS = 16
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    """A random Llama of four layers with a word-level tokenizer."""
-    assert torch.cuda.is_available(), "these tests need a CUDA device; `make test` is for machines without one"
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))  # noqa: S106
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)  # noqa: S106
-    return Base(str(folder), "", False, (1,), 1, "", VOCABULARY, 0)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows that use few of the words: easy to learn, impossible to know beforehand."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    lines = []
-    for number in range(64):
-        length = random.Random(number).randint(16, 48)
-        ids = [(number + 7 * position) % WORDS for position in range(length)]
-        example = Example(tuple(ids), ((4, length),), turns=1, stopped_turns=1, rendered_tokens=length)
-        lines.append(rendered_line(example, Conversation(()), f"rows:{number}"))
-    path.write_bytes(b"".join(lines))
-    return path
 
 
 def test_bfloat16_is_chosen_on_the_device() -> None:

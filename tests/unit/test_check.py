@@ -248,6 +248,7 @@ def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.Mon
         "rows": 100,
         "tokens_per_epoch": 6612,
         "supervised_tokens_per_epoch": 2404,
+        "gradient_checkpointing": False,
         "memory_gb": 1.4,
         "device": "CPU, 2 cores",
         "device_memory_gb": 25.3,
@@ -257,7 +258,7 @@ def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.Mon
 def test_plan_is_told_in_whole_numbers_below_its_gate() -> None:
     lines = describe_check(replace(checked(HELD), verdicts=(HELD, ODD), plan=PLAN), "report.html").splitlines()
     start = lines.index("plan gate  WARN  (2 rules)")
-    assert lines[start + 1 : start + 10] == [
+    assert lines[start + 1 : start + 11] == [
         "    warning: epochs: number of epochs is 6, at most 5 allowed",
         "",
         "the plan",
@@ -265,8 +266,14 @@ def test_plan_is_told_in_whole_numbers_below_its_gate() -> None:
         "  optimizer steps        39 in 3 epochs of 100 rows",
         "  tokens an epoch        6,612, of which 2,404 taught",
         "  estimated memory       1.40 GB of 25.30 GB, CPU, 2 cores, float32",
+        "  gradient checkpointing off",
         "",
         "data docs      /home/runs/facts-1/gx/uncommitted/data_docs/local_site/index.html",
     ]
     timed = describe_check(replace(checked(HELD), plan=replace(PLAN, seconds=90.0)), "report.html")
     assert "\n  estimated time         1.5 minutes\n" in timed
+    model = replace(PLAN.model, memory=replace(PLAN.model.memory, checkpointed=100_000_000))
+    small = replace(PLAN, model=model, checkpointing=True)
+    told = describe_check(replace(checked(HELD), plan=small), "report.html")
+    assert "\n  estimated memory       1.00 GB of 25.30 GB, CPU, 2 cores, float32\n" in told
+    assert "\n  gradient checkpointing on; without it 1.40 GB\n" in told

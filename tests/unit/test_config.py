@@ -62,6 +62,15 @@ def test_smallest_run_file_is_valid_and_takes_every_default(tmp_path: Path) -> N
         (SMALLEST + "train: {epochs: true}\n", "train.epochs: found true, allowed: valid integer"),
         (SMALLEST + "train: {dropout: '0.1'}\n", 'train.dropout: found "0.1", allowed: valid number'),
         (SMALLEST + "train: 3\n", "train: found 3, allowed: an object"),
+        (
+            SMALLEST + "train: {neftune_alpha: -1}\n",
+            "train.neftune_alpha: found -1, allowed: greater than or equal to 0",
+        ),
+        (SMALLEST + "train: {early_stopping: -1}\n", "train.early_stopping: found -1, allowed: greater than or equal"),
+        (
+            SMALLEST + "train: {gradient_checkpointing: true}\n",
+            "train.gradient_checkpointing: found true, allowed: 'auto', 'on' or 'off'",
+        ),
         (SMALLEST + "train: {epochs: 0}\n", "train.epochs: found 0, allowed: greater than or equal to 1"),
         (SMALLEST + "train: {r: 1025}\n", "train.r: found 1025, allowed: less than or equal to 1024"),
         (SMALLEST + "train: {dropout: 1.0}\n", "train.dropout: found 1.0, allowed: less than 1"),
@@ -240,6 +249,7 @@ def test_starter_has_every_key_with_its_meaning_above_it() -> None:
 def test_starter_shows_choices_and_stays_within_its_width() -> None:
     text = run_file_text()
     assert "Choices: lora, qlora.\n  method: lora\n" in text
+    assert "Choices: auto, on, off.\n  gradient_checkpointing: auto\n" in text
     assert "Choices: f16, q8_0, q4_k_m.\n  gguf: [f16, q8_0, q4_k_m]\n" in text
     assert text.splitlines()[0] == "# yaml-language-server: $schema=run.schema.json"
     assert max(len(line) for line in text.splitlines()) <= 100
@@ -345,7 +355,8 @@ def test_target_modules_may_be_one_name_that_stands_for_several(
 def test_every_key_of_training_changes_what_the_store_keeps_it_under(tmp_path: Path) -> None:
     changes = [
         *("r=8", "dora=true", "rslora=true", "init=gaussian", "rank_pattern={q_proj: 8}", "alpha_pattern={q_proj: 8}"),
-        *("target_modules=all", "preset=mlx", "method=qlora"),
+        *("target_modules=all", "preset=mlx", "method=qlora", "neftune_alpha=5.0", "early_stopping=1"),
+        *("gradient_checkpointing=on", "gradient_checkpointing=off", "cuda_graph=false"),
     ]
     kept = [json.dumps(section(load(written(tmp_path), [f"train.{c}"]).config, "train")) for c in ("seed=0", *changes)]
     assert len(set(kept)) == len(kept)

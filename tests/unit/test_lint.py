@@ -14,6 +14,8 @@ from loragate.lint import acting_rate, lint
 from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.presets import PRESETS
 from loragate.record import AttemptRecord, Journal, Opened
+from loragate.work import Counted
+from tasks.plan_training import planned as made
 from tasks.plan_training import slowest_rate
 
 ROWS = RowFacts(rows=100, tokens=6000, supervised=2000, longest=200, max_tokens=256)
@@ -41,7 +43,8 @@ def planned(**facts: Any) -> Plan:
 
     memory = {"memory": changed(MODEL.memory)}
     device = replace(DEVICE, **{name: facts[f"device_{name}"] for name in ("memory",) if f"device_{name}" in facts})
-    return Plan(changed(ROWS), replace(changed(MODEL), **memory), device, steps=39, epochs=3)
+    how = facts.get("checkpointing", False)
+    return Plan(changed(ROWS), replace(changed(MODEL), **memory), device, steps=39, epochs=3, checkpointing=how)
 
 
 def broken(settings: dict[str, Any], facts: dict[str, Any], limits: dict[str, Any] | None = None) -> dict[str, str]:
@@ -77,6 +80,13 @@ def broken(settings: dict[str, Any], facts: dict[str, Any], limits: dict[str, An
         # rows of a step
         ({"batch_size": 101}, {}, {"batch_for_rows": "warn"}),
         ({"batch_size": 100}, {}, {}),
+        # noise and patience
+        ({"neftune_alpha": 15.0}, {}, {}),
+        ({"neftune_alpha": 15.1}, {}, {"neftune_alpha": "warn"}),
+        ({"epochs": 4, "early_stopping": 2}, {}, {}),
+        ({"epochs": 4, "early_stopping": 3}, {}, {"early_stopping": "warn"}),
+        ({"epochs": 1, "early_stopping": 0}, {}, {}),
+        ({"epochs": 1, "early_stopping": 1}, {}, {"early_stopping": "warn"}),
         # number formats
         ({"method": "qlora"}, {"compute_dtype": "float32"}, {}),
         ({"method": "qlora"}, {"compute_dtype": "bfloat16"}, {"compute_dtype": "refuse"}),
@@ -92,6 +102,9 @@ def broken(settings: dict[str, Any], facts: dict[str, Any], limits: dict[str, An
         ({}, {"activations": 5_001}, {"memory": "refuse"}),
         ({}, {"activations": None}, {"memory_complete": "warn"}),
         ({}, {"device_memory": 0}, {"memory": "refuse"}),
+        ({}, {"activations": 9_000, "checkpointed": 5_000, "checkpointing": True}, {}),
+        ({}, {"activations": 9_000, "checkpointed": 5_001, "checkpointing": True}, {"memory": "refuse"}),
+        ({}, {"checkpointed": None, "checkpointing": True}, {"memory_complete": "warn"}),
         # a preset that the run file leaves nothing of
         ({"preset": "mlx"} | {key: getattr(Train(), key) for key in PRESETS["mlx"]}, {}, {"preset": "warn"}),
         ({"preset": "mlx", "batch_size": 8}, {}, {}),
@@ -113,6 +126,7 @@ def test_plan_gate_refuses_and_warns(settings: dict[str, Any], facts: dict[str, 
         ({"max_small_epochs": 6}, {"epochs": 6}),
         ({"min_learning_rate": 5e-5}, {"learning_rate": 5e-5}),
         ({"max_learning_rate": 5e-3}, {"learning_rate": 5e-3}),
+        ({"max_neftune_alpha": 30.0}, {"neftune_alpha": 30.0}),
     ],
 )
 def test_every_limit_can_be_moved(limit: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -155,7 +169,8 @@ def test_what_does_not_hold_says_why_with_its_value_and_limit() -> None:
 def test_plan_comes_back_from_the_record_as_it_was(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.append("opened", "", OPENED)
-    for plan in (planned(), replace(planned(activations=None), seconds=12.5)):
+    recomputed = planned(activations=None, checkpointed=7, checkpointing=True)
+    for plan in (planned(), recomputed, replace(planned(activations=None), seconds=12.5)):
         journal.append("plan", "", plan)
         assert journal.read().plan == plan
         assert json.loads(json.dumps(plan.as_told())) == plan.as_told()
@@ -171,4 +186,55 @@ def test_time_is_told_by_the_slowest_training_of_its_kind() -> None:
     assert slowest_rate([ran(30.0), ran(60.0), ran(0.02)], planned(), train) == 3 * 6000 / 60
     others = [ran(60.0, planned(dtype="bfloat16")), ran(60.0, planned(device_memory=1)), AttemptRecord(OPENED, None)]
     assert slowest_rate(others, planned(), train) is None
+    assert slowest_rate([ran(60.0, planned(checkpointing=True))], planned(), train) is None
     assert slowest_rate([ran(60.0)], planned(), train | {"method": "qlora"}) is None
+
+
+# Without gradient checkpointing 10,000 bytes, with it 6,000.
+EITHER = {"activations": 5_000, "checkpointed": 1_000}
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "share", "chosen", "status"),
+    [
+        ("auto", 10_000, 1.0, False, "pass"),
+        ("auto", 9_999, 1.0, True, "pass"),
+        ("auto", 10_000, 0.99, True, "pass"),
+        ("auto", 6_000, 1.0, True, "pass"),
+        ("auto", 5_999, 1.0, True, "fail"),
+        ("off", 10_000, 1.0, False, "pass"),
+        ("off", 9_999, 1.0, False, "fail"),
+        ("on", 10_000, 1.0, True, "pass"),
+        ("on", 10**9, 1.0, True, "pass"),
+        ("on", 5_999, 1.0, True, "fail"),
+    ],
+)
+def test_activations_are_recomputed_as_asked_or_where_nothing_else_fits(
+    asked: str, device: int, share: float, chosen: bool, status: str
+) -> None:
+    settings = Train.model_validate({"gradient_checkpointing": asked})
+    told = planned(**EITHER)
+    plan = made(Counted(told.rows, told.model), replace(DEVICE, memory=device), settings, share)
+    assert (plan.checkpointing, plan.as_told()["gradient_checkpointing"]) == (chosen, chosen)
+    assert plan.memory.total == (6_000 if chosen else 10_000)
+    assert (plan.steps, plan.epochs) == (39, 3)
+    assert plan_gate.judge(settings, plan, PlanLimits(max_memory_share=share)).status == status
+
+
+@pytest.mark.parametrize(
+    ("asked", "facts", "advised"),
+    [
+        ("off", EITHER, True),
+        ("off", EITHER | {"checkpointed": 4_001}, False),
+        ("off", {}, False),
+        ("auto", EITHER | {"checkpointing": True}, False),
+    ],
+    ids=["it would fit", "it would not", "nobody knows", "it is on"],
+)
+def test_refusal_advises_to_recompute_where_that_would_fit(asked: str, facts: dict[str, Any], advised: bool) -> None:
+    settings = Train.model_validate({"gradient_checkpointing": asked})
+    plan = planned(**facts, device_memory=9_000 if facts.get("checkpointing") is None else 5_000)
+    (found,) = (f for f in lint(settings, plan, PlanLimits()) if f.rule == "memory")
+    assert not found.passed
+    assert ("it does not fit; set train.gradient_checkpointing to auto (0.00 GB), lower" in found.detail) == advised
+    assert ("activations with gradient checkpointing 0.00" in found.detail) == plan.checkpointing

@@ -192,6 +192,8 @@ class CapturedSteps(Steps):
             self._capture(batches)
         except (RuntimeError, DiffersError, NotImplementedError) as error:
             torch.cuda.synchronize()
+            generator = torch.cuda.default_generators[self.nats.device.index]
+            generator.graphsafe_set_state(generator.clone_state())  # a recording that broke off leaves it recording
             self.graphs = []
             log.warning("no CUDA graph, operation by operation: %s", first_line(error))
             return f"no CUDA graph: {first_line(error)}"

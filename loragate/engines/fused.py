@@ -8,6 +8,7 @@ Shapes in names: B rows, T positions (here B x T in one), I inputs, O outputs, R
 """
 
 import logging
+import sys
 from types import MethodType
 from typing import Any
 
@@ -18,6 +19,8 @@ from loragate.engines.adapters import lora_modules
 from loragate.engines.language_model import inner_model
 
 ADAPTER = "default"
+ROTATION = "apply_rotary_pos_emb"
+"""Name of the function that rotates queries and keys, in transformers' module of a model."""
 log = logging.getLogger(__name__)
 
 
@@ -123,6 +126,8 @@ def _plain(weight: Any, dtype: torch.dtype) -> torch.Tensor:
 def _put_kernels(inner: Any) -> bool:
     """Let norms, rotations and gated layers run as Liger's kernels, where it is installed and knows the model."""
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels for other hardware
+    module = sys.modules[type(inner).__module__]
+    plain = getattr(module, ROTATION, None)
     try:
         from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
@@ -130,4 +135,17 @@ def _put_kernels(inner: Any) -> bool:
     except Exception as error:  # noqa: BLE001 - not installed, or made for other models: trained without
         log.info("without liger-kernel: %s", error)
         return False
+    if (quick := getattr(module, ROTATION, None)) is not plain:
+        setattr(module, ROTATION, _by_device(plain, quick))
     return True
+
+
+def _by_device(plain: Any, quick: Any) -> Any:
+    """Rotations are replaced for all models of a kind in the process; those elsewhere keep their own."""
+    plain = getattr(plain, "plain", plain)
+
+    def rotate(q: torch.Tensor, *args: Any, **more: Any) -> Any:
+        return (quick if q.is_cuda else plain)(q, *args, **more)
+
+    rotate.plain = plain  # type: ignore[attr-defined]
+    return rotate

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
+LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27}
 """Logits held at once: float32 on a CPU (4 bytes), the model's own format on a GPU (2 bytes)."""
-SCORED = 4
+SCORED = 2
 """Where no gradient is wanted, chunks are this many times smaller: nothing else takes as much memory then."""
 MULTIPLE = 128
 """Predictions of a chunk are a multiple of this where they can be: matrix products like round numbers."""
@@ -56,6 +56,7 @@ class _HeadNats(torch.autograd.Function):
             nats.append(nats_C)
             if wanted:
                 slopes.append(slope_CV @ weight_VD)
+            del logits_CV, slope_CV  # before the next are made
         if wanted:
             ctx.save_for_backward(torch.cat(slopes), nodes_N)
             ctx.positions = len(hidden_TD)

@@ -32,6 +32,8 @@ with a model of 135M); on a GPU the driver's context."""
 TRAINABLE_BYTES = 16
 """A trainable parameter in float32: itself, its gradient and the two moments of AdamW. Fused adapters have a copy
 beside it in the format that training is in."""
+UNEVEN = 1.2
+"""Tokens of the largest step against the mean, as rows are dealt to steps of 8 (own measurement)."""
 LOGIT_BYTES = 12
 """A logit on a CPU, in float32: itself, its probability and its gradient. On a GPU there is the logit alone, in the
 format that training is in; its gradient takes its place."""
@@ -134,8 +136,9 @@ def _compute_dtype(base: Base, settings: Train, dtype: torch.dtype) -> str:
 def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Memory:
     inner = inner_model(model)
     longest = Example(tuple(range(rows.longest)), (), turns=0, stopped_turns=0, rendered_tokens=rows.longest)
-    slots = passes_for(model, (longest,), settings.forward_tokens).most_tokens
-    slots = min(slots, settings.batch_size * rows.longest)
+    passes = passes_for(model, (longest,), settings.forward_tokens)
+    row = min(rows.longest, UNEVEN * rows.tokens / max(1, rows.rows)) if passes.packed else rows.longest
+    slots = int(min(passes.most_tokens, max(rows.longest, settings.batch_size * row)))
     supervised = slots * rows.supervised / rows.tokens if rows.tokens else 0.0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = _weight_bytes(model, settings)  # before `kept`, which leaves the model of no use

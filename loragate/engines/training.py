@@ -28,8 +28,10 @@ from loragate.record import CurvePoint
 from loragate.rendering import Example
 from loragate.work import TrainAdapter, Trained
 
-WINDOW = 8
+WINDOW = 32
 """Batches that rows are dealt to together."""
+JITTER = 0.2
+"""Lengths count as up to this share longer or shorter where rows are dealt, so that other rows meet in each epoch."""
 
 
 @dataclass(slots=True)
@@ -120,22 +122,26 @@ def plan(examples: Sequence[Example], settings: Train, *, packed: bool = True) -
         order.shuffle(rows)
         batches: list[list[int]] = []
         for start in range(0, len(rows), window):
-            by_length = sorted(rows[start : start + window], key=lambda i: len(examples[i].ids), reverse=packed)
-            batches += _dealt(by_length, settings.batch_size) if packed else _cut(by_length, settings.batch_size)
+            some = {i: len(examples[i].ids) for i in rows[start : start + window]}
+            if packed:
+                near = {i: length * order.uniform(1 - JITTER, 1 + JITTER) for i, length in some.items()}
+                batches += _dealt(sorted(some, key=near.__getitem__, reverse=True), some, settings.batch_size)
+            else:
+                alike = sorted(some, key=some.__getitem__)
+                batches += [alike[i : i + settings.batch_size] for i in range(0, len(alike), settings.batch_size)]
         order.shuffle(batches)
         yield from batches
 
 
-def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-
-
-def _dealt(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Deal rows to as few batches as hold them, to and fro."""
+def _dealt(rows: Sequence[int], lengths: dict[int, int], size: int) -> list[list[int]]:
+    """Deal rows, the longest first, to as few batches as hold them: in each round whoever has least takes first."""
     batches: list[list[int]] = [[] for _ in range(math.ceil(len(rows) / size))]
-    for number, row in enumerate(rows):
-        lap, at = divmod(number, len(batches))
-        batches[at if lap % 2 == 0 else -1 - at].append(row)
+    tokens = [0] * len(batches)
+    for start in range(0, len(rows), len(batches)):
+        takers = sorted(range(len(batches)), key=tokens.__getitem__)
+        for at, row in zip(takers, rows[start : start + len(batches)], strict=False):
+            batches[at].append(row)
+            tokens[at] += lengths[row]
     return batches
 
 

@@ -196,6 +196,12 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
 
 
+def test_rows_do_not_meet_again_in_the_next_epoch(rows: Path) -> None:
+    examples = read_examples(f"{rows}/train.jsonl")
+    steps = [frozenset(step) for step in training.plan(examples, settings(batch_size=4))]
+    assert not set(steps[:6]) & set(steps[6:])
+
+
 def test_every_epoch_takes_every_row_once_in_an_order_of_its_own(rows: Path) -> None:
     examples = read_examples(f"{rows}/train.jsonl")
     steps = list(training.plan(examples, settings(batch_size=5)))
@@ -229,7 +235,7 @@ def test_layers_computed_again_change_nothing(base: Base, rows: Path, tmp_path: 
 def test_training_ends_where_the_held_out_loss_has_not_fallen_for_long(base: Base, tmp_path: Path) -> None:
     contrary = [row | {"completion": f"{row['prompt']} No."} for row in pairs(6, start=100)]
     rows = render(base, tmp_path, pairs(8), contrary)
-    keys = {"epochs": 12, "learning_rate": 0.1, "schedule": "constant", "early_stopping": 2}
+    keys = {"epochs": 12, "learning_rate": 0.3, "schedule": "constant", "early_stopping": 2}
     stopped = train(base, rows, tmp_path / "stopped", settings(**keys))
     losses = [p.heldout_loss for p in stopped.trained.curve if p.heldout_loss is not None]
     best = losses.index(min(losses))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -14,6 +15,21 @@ from loragate.work import Base
 
 VOCABULARY = 512
 WORDS = 16
+HEADING = "| shape and method | tokens a step | tokens/s | estimated GB | measured GB | estimate / measured |"
+TABLE = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def table(pytestconfig: pytest.Config) -> list[str]:
+    """Lines of the table that is printed at the end."""
+    return pytestconfig.stash.setdefault(TABLE, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the table."""
+    if lines := config.stash.get(TABLE, []):
+        versions = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, transformers {transformers.__version__}"
+        terminalreporter.write_line("\n".join(["", HEADING, "|---" * 6 + "|", *lines, "", versions]))
 
 
 @pytest.fixture(scope="session")

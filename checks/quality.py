@@ -1,27 +1,68 @@
-"""The quality gate: whether the tuned model is better than the base on rows it has not seen, and stops."""
+"""The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops."""
 
+import math
 from collections.abc import Sequence
 
+from checks import algebra
+from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll, ratio
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
 from loragate.work import Answer
 
 
-def judge(baseline: Nll, tuned: Nll, answers: Sequence[Answer], limits: QualityLimits) -> Verdict:
-    """Judge total perplexities over the same held-out tokens and the tuned model's sampled answers."""
+def judge(compared: Comparison, answers: Sequence[Answer], limits: QualityLimits) -> Verdict:
+    """Judge the comparison with the base on the same held-out rows, and the tuned model's sampled answers."""
+    before, after = compared.before.tokens, compared.after.tokens
     return conclude(
         "quality",
         [
-            exactly("same_tokens", tuned.tokens, baseline.tokens, "number of tokens scored with the tuned model"),
-            perplexity_ratio("perplexity_ratio", baseline, tuned, limits.max_perplexity_ratio),
+            exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
+            shown_ratio("perplexity_ratio", compared, limits),
             stop_share(answers, limits.min_stop_share),
         ],
     )
 
 
+def shown_ratio(metric: str, compared: Comparison, limits: QualityLimits) -> Finding:
+    """Judge the interval of the ratio to the baseline: all of it must be at most what is allowed."""
+    limit, alpha = limits.max_perplexity_ratio, limits.alpha
+    rule = algebra.Rule(metric, limit, comparator="baseline", kind="non-inferiority", alpha=alpha)
+    p_value = compared.p_value if compared.limit == limit else math.nan  # it is about the limit that was asked about
+    claim = algebra.Claim(rule, algebra.Estimate(compared.ratio, compared.low, compared.high, compared.alpha, p_value))
+    (outcome,) = algebra.decide((claim,))
+    return algebra.finding(claim, outcome, f"{_interval(compared, outcome)}, {rule.asks}; {_rows(compared, outcome)}")
+
+
+def _interval(compared: Comparison, outcome: algebra.Outcome) -> str:
+    """Both perplexities, their ratio, and the bound that decides."""
+    sure, both = 100 * (1 - compared.alpha), 100 * (1 - 2 * compared.alpha)
+    bounds = {
+        "pass": f", with {sure:.4g} % confidence at most {compared.high:.4g}",
+        "fail": f", with {sure:.4g} % confidence at least {compared.low:.4g}",
+        "inconclusive": f", with {both:.4g} % confidence between {compared.low:.4g} and {compared.high:.4g}",
+        "error": "",
+    }
+    perplexities = f"perplexity {compared.before.perplexity:.3f} -> {compared.after.perplexity:.3f}"
+    return f"{perplexities}: the ratio is {compared.ratio:.4g}{bounds[outcome]}"
+
+
+def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
+    """How many rows that rests on, and how many would do where they are too few."""
+    rows = f"{compared.rows:,} row{'' if compared.rows == 1 else 's'}"
+    if outcome == "error":
+        return compared.problem or f"{rows}; the comparison on record is not the one that this rule asks for"
+    if outcome != "inconclusive":
+        return rows
+    needed = compared.rows_needed
+    if needed is None:
+        return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
+    needed = max(needed, compared.rows + 1)
+    return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"
+
+
 def perplexity_ratio(rule: str, before: Nll, after: Nll, limit: float) -> Finding:
-    """Judge perplexity after / perplexity before against a limit."""
+    """Judge perplexity after / perplexity before against a limit, as it stands."""
     what = f"perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}: the ratio"
     return at_most(rule, ratio(before, after), limit, what)
 

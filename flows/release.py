@@ -3,6 +3,7 @@
 from prefect import flow
 
 from tasks.attempts import attempted
+from tasks.compare_models import compare_models
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
@@ -33,7 +34,8 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         training_gate(attempt, adapter)
 
         tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
-        quality_gate(attempt, baseline, tuned, rows)
+        compared = compare_models(attempt, "tuned", baseline, tuned)
+        quality_gate(attempt, compared, baseline, tuned, rows)
 
         merged = merge_adapter(attempt, base, adapter, rows)
         merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged, rows))

@@ -128,7 +128,14 @@ class QualityLimits(Section):
     """Limits of the quality gate: the tuned model against the base on the held-out rows."""
 
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.0
-    """Tuned perplexity / baseline perplexity must not exceed this (1.0: the fine-tune must not make it worse)."""
+    """Tuned perplexity / baseline perplexity must be shown not to exceed this (1.0: the fine-tune must not make it
+    worse). The gate passes where the interval's upper bound is at most this and fails where its lower bound is above;
+    between them it is inconclusive, which refuses, too: the held-out rows are too few to tell."""
+    alpha: Annotated[float, Field(ge=0.001, le=0.2)] = 0.05
+    """Probability with which either bound of the interval may be wrong: 0.05 lets at most one in twenty models pass
+    that are worse than allowed."""
+    draws: Annotated[int, Field(ge=1000, le=1_000_000)] = 10_000
+    """How often the held-out rows are drawn anew for the interval (a bootstrap by rows, seeded by train.seed)."""
     num_samples: Positive = 8
     """Held-out questions answered greedily before and after, for the report and the stop share."""
     sample_tokens: Positive = 128

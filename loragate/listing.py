@@ -80,6 +80,7 @@ def describe(record: AttemptRecord, report: str) -> str:
         *(_gate(verdict) for verdict in record.verdicts),
         "",
         *_ladder(record),
+        *_compared(record),
         *_merges(record),
         *(f"{name:<18} {ref.path}" for name, ref in record.artifacts.items()),
         f"{'attempt':<18} {record.opened.attempt}, started {record.opened.started}",
@@ -239,6 +240,19 @@ def _ladder(record: AttemptRecord) -> list[str]:
         ratio = rung.nll.perplexity / first
         lines.append(f"  {rung.name:<16} {rung.nll.perplexity:10.3f}   x{ratio:.3f} of {record.ladder[0].name}")
     return [*lines, ""]
+
+
+def _compared(record: AttemptRecord) -> list[str]:
+    """How sure the ratios to the baseline are, and what as many rows are able to show."""
+    lines = []
+    for name, found in record.comparisons.items():
+        if found.problem:
+            continue
+        sure = f"with {100 * (1 - 2 * found.alpha):.4g} % confidence ({found.rows:,} rows)"
+        lines.append(f"{name} / baseline: x{found.low:.3f} to x{found.high:.3f} {sure}")
+        shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f}"
+        lines.append(f"  {shown} to be at most x{found.limit:.4g}")
+    return [*lines, ""] if lines else []
 
 
 def _merges(record: AttemptRecord) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
+from loragate.comparison import Comparison
 from loragate.errors import VerificationError
 from loragate.perplexity import Nll
 from loragate.plan import Plan
@@ -32,6 +33,7 @@ Event = Literal[
     "plan",
     "verdict",
     "rung",
+    "comparison",
     "curve",
     "histogram",
     "fixed",
@@ -236,6 +238,7 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
+        comparisons: Models held against the baseline row by row, by the name of their rung.
         merge: How the adapter was merged; None where it was not.
     """
 
@@ -244,6 +247,7 @@ class AttemptRecord:
     tracked: Tracked | None = None
     verdicts: tuple[Verdict, ...] = ()
     ladder: tuple[Rung, ...] = ()
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     lengths: Histogram | None = None
     taught_shares: Histogram | None = None
@@ -315,6 +319,7 @@ class Journal:
             tracked=_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
             verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
             ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
+            comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
             taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
@@ -357,6 +362,7 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "attempt": record.opened.attempt,
         "gates": [_gate(verdict) for verdict in record.verdicts],
         "metrics": record.metrics,
+        "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),

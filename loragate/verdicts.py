@@ -1,6 +1,7 @@
 """What a gate says: findings, a status, and the worst case when evidence is missing.
 
-Laws: a verdict without findings is never a pass; a finding about a number that is not finite never passes.
+Laws: a verdict without findings is never a pass; a finding about a number that is not finite never passes; too little
+evidence refuses like a failure, and is not called one.
 """
 
 import math
@@ -9,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["pass", "fail", "warn", "inconclusive", "error"]
+Evidence = Literal["enough", "little", "none"]
+
+WORST_FIRST: tuple[Status, ...] = ("fail", "error", "inconclusive", "warn", "pass")
+"""A verdict's status is the first of these that one of its findings has."""
 
 REFUSING: frozenset[Status] = frozenset({"fail", "inconclusive", "error"})
 """Statuses that stop a release: only `pass` and `warn` let it go on."""
@@ -26,6 +31,9 @@ class Finding:
         value: The number judged, where the rule judges one.
         limit: The number it was held against, where there is one.
         examples: What breaks the rule, the first few, as they stand at the end of `detail`.
+        low, high: The interval that the number lies in, where it was judged by one.
+        evidence: Whether there was enough to judge by: with little, a rule that does not hold is inconclusive; with
+            none, it could not be judged.
     """
 
     rule: str
@@ -35,6 +43,17 @@ class Finding:
     value: float | None = None
     limit: float | None = None
     examples: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    evidence: Evidence = "enough"
+
+    @property
+    def status(self) -> Status:
+        """What this finding alone makes of a verdict."""
+        if self.passed:
+            return "pass"
+        statuses: dict[Evidence, Status] = {"enough": "fail", "little": "inconclusive", "none": "error"}
+        return "warn" if self.severity == "warn" else statuses[self.evidence]
 
     @property
     def statement(self) -> str:
@@ -65,17 +84,17 @@ class Verdict:
         """The verdict in one paragraph, as an error message or a report's first line."""
         if not self.refuses:
             return f"{self.gate} gate: {self.status} ({len(self.findings)} rules)"
-        return f"refused by the {self.gate} gate: " + "; ".join(self.reasons)
+        undecided = " (inconclusive)" if self.status == "inconclusive" else ""
+        return f"refused by the {self.gate} gate{undecided}: " + "; ".join(self.reasons)
 
 
 def conclude(gate: str, findings: Sequence[Finding]) -> Verdict:
     """Make the verdict that the findings add up to; no findings at all is an error, never a pass."""
     if not findings:
-        nothing = Finding("evidence", False, "the gate was given nothing to judge")
+        nothing = Finding("evidence", False, "the gate was given nothing to judge", evidence="none")
         return Verdict(gate, "error", (nothing,))
-    failed = {f.severity for f in findings if not f.passed}
-    status: Status = "fail" if "refuse" in failed else "warn" if failed else "pass"
-    return Verdict(gate, status, tuple(findings))
+    found = {finding.status for finding in findings}
+    return Verdict(gate, next(status for status in WORST_FIRST if status in found), tuple(findings))
 
 
 def at_most(rule: str, value: float, limit: float, what: str) -> Finding:

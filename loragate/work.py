@@ -164,7 +164,8 @@ class Trained:
         modules_without_gradient: Those whose lora_B never got a gradient other than zero.
         dtype: Number format of the base weights in training.
         resumed_from: Step of the checkpoint that this attempt went on from, 0 for none.
-        ways: The fast ways of computing that fit model and device, or why one did not.
+        ways: The fast ways of computing that fit model and device.
+        fallback: Why steps were not captured as CUDA graphs although they should have been; empty where they were.
     """
 
     curve: tuple[CurvePoint, ...]
@@ -176,6 +177,7 @@ class Trained:
     dtype: str
     resumed_from: int
     ways: tuple[str, ...] = ()
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, plan, preflight, quality, training
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
+from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
 from loragate.plan import Plan
 from loragate.record import Sample
@@ -44,10 +45,10 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 
 
 @task(name="quality gate", **STEP)
-def quality_gate(attempt: Attempt, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
-    """Refuse a tuned model that is worse than the base on held-out rows, or does not stop."""
+def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
+    """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
     attempt.note("samples", "", _samples(baseline, tuned, rows))
-    settle(attempt, quality.judge(baseline.total, tuned.total, tuned.answers, attempt.config.gates.quality))
+    settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality))
 
 
 @task(name="merge gate", **STEP)
@@ -70,7 +71,8 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
     """
     attempt.settle(verdict)
     rows: list[dict[str, object]] = [
-        {"rule": f.rule, "passed": f.passed, "detail": f.detail, "severity": f.severity} for f in verdict.findings
+        {"rule": f.rule, "passed": f.passed, "status": f.status, "detail": f.detail, "severity": f.severity}
+        for f in verdict.findings
     ]
     key = f"{attempt.config.model}-{verdict.gate}-gate".lower().replace("_", "-").replace(".", "-")
     create_table_artifact(table=rows, key=key, description=verdict.sentence)

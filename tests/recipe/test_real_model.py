@@ -17,7 +17,7 @@ def test_real_model_is_released_and_better_at_what_it_was_taught(tmp_path: Path,
             "gguf": {"min_stop_share": 0.0},
         },
     )
-    for name, count in (("train.jsonl", 8), ("heldout.jsonl", 4)):
+    for name, count in (("train.jsonl", 8), ("heldout.jsonl", 5)):
         lines = (tmp_path / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / name).write_text("".join(lines[:count]), encoding="utf-8")
     done = loragate("release", "run.yaml", "--json", cwd=tmp_path)

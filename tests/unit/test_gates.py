@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from checks import data, gguf_file, merge, preflight, quality, training
-from loragate.limits import DataLimits, GgufLimits, MergeLimits, PreflightLimits, QualityLimits, TrainingLimits
+from checks import data, gguf_file, merge, preflight, training
+from loragate.limits import DataLimits, GgufLimits, MergeLimits, PreflightLimits, TrainingLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint, Merge, MergeCandidate
 from loragate.row_work import CheckedFacts, RuleResult
@@ -158,44 +158,6 @@ def test_training_gate_refuses(trained: dict[str, Any], adapter: dict[str, Any],
 
 
 FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)
-
-
-@pytest.mark.parametrize(
-    ("baseline", "tuned", "answers", "rules"),
-    [
-        (Nll(20.0, 10), Nll(15.0, 10), FOUR_ANSWERS, set()),
-        (Nll(20.0, 10), Nll(20.0, 10), FOUR_ANSWERS, set()),
-        (Nll(20.0, 10), Nll(20.001, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(20.0, 10), Nll(15.0, 9), FOUR_ANSWERS, {"same_tokens"}),
-        (Nll(20.0, 10), Nll(NAN, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(20.0, 10), Nll(INF, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(NAN, 10), Nll(15.0, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(INF, 10), Nll(15.0, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(8000.0, 10), Nll(7900.0, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(-INF, 10), Nll(15.0, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(20.0, 10), Nll(-INF, 10), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(0.0, 0), Nll(0.0, 0), FOUR_ANSWERS, {"perplexity_ratio"}),
-        (Nll(20.0, 10), Nll(0.0, 0), FOUR_ANSWERS, {"same_tokens", "perplexity_ratio"}),
-        (Nll(20.0, 10), Nll(15.0, 10), FOUR_ANSWERS[1:], {"stop_share"}),
-        (Nll(20.0, 10), Nll(15.0, 10), (RUNNING_ON,), {"stop_share"}),
-        (Nll(20.0, 10), Nll(15.0, 10), (), {"stop_share"}),
-    ],
-)
-def test_quality_gate_refuses(baseline: Nll, tuned: Nll, answers: tuple[Answer, ...], rules: set[str]) -> None:
-    assert refusing(quality.judge(baseline, tuned, answers, QualityLimits())) == rules
-
-
-def test_quality_gate_says_both_perplexities_ratio_and_limit() -> None:
-    verdict = quality.judge(Nll(math.log(2), 1), Nll(math.log(3), 1), FOUR_ANSWERS, QualityLimits())
-    said = "perplexity_ratio: perplexity 2.000 -> 3.000: the ratio is 1.5, at most 1 allowed"
-    assert verdict.reasons == (said,)
-
-
-def test_quality_gate_obeys_its_limits() -> None:
-    lenient = QualityLimits(max_perplexity_ratio=1.5, min_stop_share=0.5)
-    worse = (Nll(20.0, 10), Nll(24.0, 10), (STOPPED, RUNNING_ON))
-    assert refusing(quality.judge(*worse, lenient)) == set()
-    assert refusing(quality.judge(*worse, QualityLimits())) == {"perplexity_ratio", "stop_share"}
 
 
 GOOD_MERGE = MergeEvidence(

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loragate.comparison import Comparison
 from loragate.perplexity import Nll
 from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.record import (
@@ -43,6 +44,20 @@ OPENED = Opened(
 CLOSED = Closed("released", "Released.", "2026-11-22T06:10:00+00:00", "3", "d" * 64, ("candidate", "champion"))
 PASSED = conclude("data", [Finding("train.rows", True, "training rows: 10 rows", value=0)])
 REFUSED = conclude("quality", [at_most("perplexity_ratio", 1.25, 1.0, "the ratio")])
+COMPARED = Comparison(
+    rows=4,
+    before=Nll(math.log(8), 3),
+    after=Nll(3 * math.log(2), 3),
+    ratio=0.5,
+    low=0.25,
+    high=math.inf,
+    standard_error=0.125,
+    limit=1.0,
+    alpha=0.05,
+    draws=1000,
+    p_value=0.5,
+    shown_ratio=0.75,
+)
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
 LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
@@ -79,6 +94,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("verdict", "quality", REFUSED),
     ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
     ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
+    ("comparison", "tuned", COMPARED),
     ("curve", "", CURVE),
     ("histogram", "tokens", LENGTHS),
     ("histogram", "taught", SHARES),
@@ -98,6 +114,7 @@ WHOLE = AttemptRecord(
     tracked=Tracked("run-1", "sqlite:///mlflow.db"),
     verdicts=(PASSED, REFUSED),
     ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
+    comparisons={"tuned": COMPARED},
     curve=CURVE,
     lengths=LENGTHS,
     taught_shares=SHARES,

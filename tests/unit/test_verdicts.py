@@ -9,6 +9,9 @@ from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exa
 PASSED = Finding("good", True, "it holds")
 WARNED = Finding("odd", False, "a little off", severity="warn")
 FAILED = Finding("bad", False, "it is 3, at most 2 allowed")
+UNDECIDED = Finding("open", False, "it is between 1 and 3, at most 2 allowed", evidence="little")
+UNJUDGED = Finding("lost", False, "nothing was measured", evidence="none")
+MILD = Finding("mild", False, "between 1 and 3, at most 2 wanted", severity="warn", evidence="little")
 
 
 @pytest.mark.parametrize(
@@ -19,6 +22,13 @@ FAILED = Finding("bad", False, "it is 3, at most 2 allowed")
         ([PASSED, WARNED], "warn", False),
         ([PASSED, FAILED], "fail", True),
         ([WARNED, FAILED], "fail", True),
+        ([PASSED, UNDECIDED], "inconclusive", True),
+        ([UNDECIDED, WARNED], "inconclusive", True),
+        ([UNDECIDED, UNJUDGED], "error", True),
+        ([PASSED, UNJUDGED], "error", True),
+        ([UNJUDGED, FAILED], "fail", True),
+        ([UNDECIDED, FAILED], "fail", True),
+        ([PASSED, MILD], "warn", False),
     ],
 )
 def test_status_is_the_worst_of_the_findings(findings: list[Finding], status: str, refuses: bool) -> None:
@@ -48,6 +58,16 @@ def test_refusal_gives_the_reasons_that_refuse_and_no_others() -> None:
     assert verdict.reasons == ("bad: it is 3, at most 2 allowed",)
     assert verdict.sentence == "refused by the quality gate: bad: it is 3, at most 2 allowed"
     assert conclude("quality", [PASSED, WARNED]).sentence == "quality gate: warn (2 rules)"
+
+
+def test_too_little_evidence_is_a_reason_and_is_called_what_it_is() -> None:
+    verdict = conclude("quality", [PASSED, UNDECIDED, MILD])
+    said = "refused by the quality gate (inconclusive): open: it is between 1 and 3, at most 2 allowed"
+    assert verdict.sentence == said
+
+
+def test_a_rule_that_holds_passes_whatever_is_said_about_its_evidence() -> None:
+    assert Finding("good", True, "it holds", evidence="none").status == "pass"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ check: setup ## format, lint, types, import walls, quick tests
 	$(IN)/lint-imports
 	$(IN)/pytest tests/unit tests/house -q
 
-gpu: setup ## run the tests that need a CUDA device
+gpu: setup ## run the tests that need a CUDA device, with Liger's kernels; prints speed and memory
+	@$(IN)/python -m pip install -q --no-deps liger-kernel==0.8.5
 	$(IN)/pytest tests/gpu
 
 clean: ## remove tool caches, dist/ and .demo/; keeps .venv and .loragate

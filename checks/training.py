@@ -31,6 +31,7 @@ def judge(trained: Trained, adapter: AdapterEvidence, limits: TrainingLimits) ->
                 trained.trainable,
                 "number of weights in the released adapter",
             ),
+            _as_wanted(trained),
         ],
     )
 
@@ -55,3 +56,10 @@ def _heldout_measured(trained: Trained) -> Finding:
     best = min((loss for loss in losses if math.isfinite(loss)), default=math.nan)
     detail = f"best held-out loss {best:.4f} nats per token, at step {trained.best_step} of {len(trained.curve)}"
     return Finding("heldout_loss_finite", math.isfinite(best) and trained.best_step > 0, detail, value=best)
+
+
+def _as_wanted(trained: Trained) -> Finding:
+    """Say how the steps were computed; a step that could not be captured is as right, but slow, and costs a warning."""
+    ways = ", ".join(trained.ways) or "the libraries' own operations"
+    detail = f"no CUDA graph, {trained.fallback}; steps ran" if trained.fallback else "steps ran"
+    return Finding("steps_as_wanted", not trained.fallback, f"{detail} by {ways}", severity="warn")

@@ -1,13 +1,16 @@
-"""Attention of packed rows by variable-length FlashAttention kernels, on CUDA devices that have them.
+"""Attention of packed rows, row by row: on a GPU by variable-length FlashAttention kernels, on a CPU one call a row.
 
-A row's new nodes are the queries, its whole path from the root the keys: the kernels' causal mask, aligned at the end,
-is then the tree's. Keys and values that rows share are gathered once a row and their gradients added up in float32;
-nothing is compiled for it, no mask is held, and every size is fixed beforehand, so a CUDA graph can hold it.
+A row's new nodes are the queries, its whole path from the root the keys: a causal mask, aligned at the end, is then the
+tree's. No node is held against those of other rows, as a mask over the whole pack would have it. On a GPU keys and
+values that rows share are gathered once a row and their gradients added up in float32; nothing is compiled for it, and
+every size is fixed beforehand, so a CUDA graph can hold it.
 
 Shapes in names: T nodes, K keys (the rows' paths end to end), R rows, H query heads, G key heads, D width of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,46 +45,70 @@ class Segments:
     longest: int
 
 
-def kernels_for(inner: Any) -> bool:
-    """Whether a model's attention can go through the kernels: switch it to them if so."""
-    weight = next(inner.parameters())
-    if weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device)[0] < OLDEST:
-        return False
-    config = inner.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row's queries and keys on a CPU.
+
+    Attributes:
+        first, end: Its new nodes.
+        path_K: Nodes of its path; None where they are the new ones alone.
+        mask_QK: Which key each query attends to; None where each attends to itself and those before.
+    """
+
+    first: int
+    end: int
+    path_K: torch.Tensor | None
+    mask_QK: torch.Tensor | None
+
+
+Rows = tuple[Row, ...]
+
+
+def rows_of(starts: Sequence[int], paths: Sequence[torch.Tensor]) -> Rows:
+    """Each row that has new nodes, by where those begin and by the nodes of its path."""
+    rows = []
+    for (first, end), path_K in zip(pairwise(starts), paths, strict=True):
+        new, before = end - first, len(path_K) - (end - first)
+        if new and before:
+            rows.append(Row(first, end, path_K, torch.ones(new, len(path_K), dtype=torch.bool).tril(before)))
+        elif new:
+            rows.append(Row(first, end, None, None))
+    return tuple(rows)
+
+
+def can_segment(inner: Any) -> bool:
+    """Whether a model's attention can go row by row: switch it to that if so."""
+    config, weight = inner.config, next(inner.parameters())
     plain = not (getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0))
     known = getattr(inner, "_supports_attention_backend", False) and plain
-    if inner.dtype not in HALF or width > WIDEST or width % 8 or not known:
+    if not known or weight.device.type not in {"cpu", "cuda"} or (weight.is_cuda and not _has_kernels(inner)):
         return False
     AttentionInterface.register(SEGMENTED, _attention)
     AttentionMaskInterface.register(SEGMENTED, sdpa_mask)
     inner.set_attn_implementation(SEGMENTED)
+    starts_R = torch.tensor([0, 4, 8], dtype=torch.int32, device=weight.device)
+    segments = Segments(None, starts_R, starts_R, 4) if weight.is_cuda else rows_of([0, 4, 8], torch.arange(8).split(4))
+    ids_BT = torch.arange(8, device=weight.device)[None]
+    asked = {"input_ids": ids_BT, "position_ids": ids_BT % 4, "use_cache": False}
     try:
-        _try(inner)
+        with torch.no_grad():
+            inner.base_model(**asked, **arguments(segments, weight.device))
     except (RuntimeError, TypeError, ValueError):  # attention of another make, or arguments that do not reach it
         inner.set_attn_implementation("sdpa")
         return False
     return True
 
 
-def _try(inner: Any) -> None:
-    """One pass over two short rows."""
-    where = next(inner.parameters()).device
-    starts_R = torch.tensor([0, 4, 8], dtype=torch.int32, device=where)
-    ids_BT = torch.arange(8, device=where)[None]
-    with torch.no_grad():
-        inner.base_model(
-            input_ids=ids_BT,
-            position_ids=ids_BT % 4,
-            use_cache=False,
-            **arguments(Segments(None, starts_R, starts_R, 4)),
-        )
+def _has_kernels(inner: Any) -> bool:
+    """Whether FlashAttention 2 takes a model's heads, in its number format, on its device."""
+    width = getattr(inner.config, "head_dim", None) or inner.config.hidden_size // inner.config.num_attention_heads
+    new = torch.cuda.get_device_capability(next(inner.parameters()).device)[0] >= OLDEST
+    return new and inner.dtype in HALF and width <= WIDEST and width % 8 == 0
 
 
-def arguments(segments: Segments) -> dict[str, Any]:
+def arguments(segments: Segments | Rows, where: torch.device) -> dict[str, Any]:
     """What a model's forward pass is given: the mask is a sign that segments must come with it."""
-    sign = torch.zeros(1, 1, 1, 1, dtype=SIGN, device=segments.starts_R.device)
-    return {"attention_mask": sign, "segments": segments}
+    return {"attention_mask": torch.zeros(1, 1, 1, 1, dtype=SIGN, device=where), "segments": segments}
 
 
 def _attention(
@@ -92,10 +119,36 @@ def _attention(
         if mask is not None and mask.dtype == SIGN:
             raise RuntimeError("the segments of a pack did not reach attention")
         return sdpa_attention_forward(module, q_BHTD, k_BGTD, v_BGTD, mask, **more)
+    scale = more.get("scaling") or q_BHTD.shape[-1] ** -0.5
+    if isinstance(segments, tuple):
+        return _row_by_row(q_BHTD, k_BGTD, v_BGTD, segments, scale), None
     q_THD, k_TGD, v_TGD = (one[0].transpose(0, 1) for one in (q_BHTD, k_BGTD, v_BGTD))
-    scale = more.get("scaling") or q_THD.shape[-1] ** -0.5
     out_THD: torch.Tensor = _Segmented.apply(q_THD, k_TGD, v_TGD, segments, scale)
     return out_THD[None], None
+
+
+def _row_by_row(
+    q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, rows: Rows, scale: float
+) -> torch.Tensor:
+    groups = q_BHTD.shape[1] // k_BGTD.shape[1]
+    k_BHTD, v_BHTD = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (k_BGTD, v_BGTD))
+    outs = []
+    for row in rows:
+        if row.path_K is None:
+            keys_BHKD, values_BHKD = (one[:, :, row.first : row.end] for one in (k_BHTD, v_BHTD))
+        else:
+            keys_BHKD, values_BHKD = (one.index_select(2, row.path_K) for one in (k_BHTD, v_BHTD))
+        outs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q_BHTD[:, :, row.first : row.end],
+                keys_BHKD,
+                values_BHKD,
+                attn_mask=row.mask_QK,
+                is_causal=row.mask_QK is None,
+                scale=scale,
+            )
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
 
 
 class _Segmented(torch.autograd.Function):

@@ -80,7 +80,7 @@ class Graph:
     def fill(self, pack: Pack, tokens: int) -> None:
         """Copy a pack into place; its predictions weigh one over the tokens of the step."""
         feed, segments = self._feed, self._feed.segments
-        assert segments is not None
+        assert isinstance(segments, Segments)
         whole = fill_up(pack, self.sizes, self._longest)
 
         def put(room: torch.Tensor, numbers: Any) -> None:
@@ -185,8 +185,14 @@ class CapturedSteps(Steps):
         self.graphs: list[Graph] = []
         self._update, self._norm = torch.cuda.CUDAGraph(), torch.zeros(())
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How rows go through the model, for the record."""
+        sizes = ", ".join(str(graph.sizes.nodes) for graph in self.graphs)
+        return (*super().ways, *([f"CUDA graphs of {sizes} tokens"] if sizes else []))
+
     def capture(self, batches: Sequence[Sequence[Example]]) -> str:
-        """Record graphs for the packs of some steps to come; say what was made, or why nothing."""
+        """Record graphs for the packs of some steps to come; return why there are none, or an empty text."""
         random = torch.cuda.get_rng_state()
         try:
             self._capture(batches)
@@ -196,12 +202,12 @@ class CapturedSteps(Steps):
             generator.graphsafe_set_state(generator.clone_state())  # a recording that broke off leaves it recording
             self.graphs = []
             log.warning("no CUDA graph, operation by operation: %s", first_line(error))
-            return f"no CUDA graph: {first_line(error)}"
+            return first_line(error)
         finally:
             self.flat.gather()
             self.flat.gradient.zero_()
             torch.cuda.set_rng_state(random)
-        return f"CUDA graphs of {', '.join(str(graph.sizes.nodes) for graph in self.graphs)} tokens"
+        return ""
 
     def _capture(self, batches: Sequence[Sequence[Example]]) -> None:
         units = [unit for batch in batches for unit in prepare(batch, self.passes).units]

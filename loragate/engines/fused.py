@@ -9,7 +9,8 @@ Shapes in names: B rows, T positions (here B x T in one), I inputs, O outputs, R
 
 import logging
 import sys
-from types import MethodType
+from collections.abc import Mapping
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from loragate.engines.adapters import lora_modules
 from loragate.engines.language_model import inner_model
 
 ADAPTER = "default"
+OFF_IN_LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+"""What is computed here in a way that a CUDA graph can hold."""
 ROTATION = "apply_rotary_pos_emb"
 """Name of the function that rotates queries and keys, in transformers' module of a model."""
 log = logging.getLogger(__name__)
@@ -127,17 +130,30 @@ def _put_kernels(inner: Any) -> bool:
     """Let norms, rotations and gated layers run as Liger's kernels, where it is installed and knows the model."""
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels for other hardware
     module = sys.modules[type(inner).__module__]
-    plain = getattr(module, ROTATION, None)
+    before = dict(vars(module))
     try:
-        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers import monkey_patch
 
-        _apply_liger_kernel_to_instance(inner, cross_entropy=False, fused_linear_cross_entropy=False)
+        if inner.config.model_type not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+            return False
+        monkey_patch._apply_liger_kernel_to_instance(inner, **OFF_IN_LIGER)  # noqa: SLF001 - the one for a single model
     except Exception as error:  # noqa: BLE001 - not installed, or made for other models: trained without
-        log.info("without liger-kernel: %s", error)
+        log.info("without Liger's kernels: %s", error)
         return False
-    if (quick := getattr(module, ROTATION, None)) is not plain:
-        setattr(module, ROTATION, _by_device(plain, quick))
+    finally:
+        put_back(module, before)
     return True
+
+
+def put_back(module: ModuleType, before: Mapping[str, Any]) -> None:
+    """Undo what was replaced for all models of a kind in the process; only what a model on a GPU is given stays.
+
+    Models made later, and those on other devices, keep their own classes and their own rotations.
+    """
+    for name, plain in before.items():
+        quick = getattr(module, name)
+        if quick is not plain:
+            setattr(module, name, _by_device(plain, quick) if name == ROTATION else plain)
 
 
 def _by_device(plain: Any, quick: Any) -> Any:

@@ -28,7 +28,7 @@ def chunk_size(vocabulary: int, where: str, *, wanted: bool = True) -> int:
 def head_nats(head: Any, hidden_TD: torch.Tensor, nodes_N: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     """Nats of targets under an output head, each predicted by one position: nats_N, the softmax in float32."""
     chunk = chunk_size(head.weight.shape[0], hidden_TD.device.type, wanted=torch.is_grad_enabled())
-    if isinstance(head, torch.nn.Linear) and not head.weight.requires_grad:
+    if isinstance(head, torch.nn.Linear) and not (head.weight.requires_grad and torch.is_grad_enabled()):
         nats_N: torch.Tensor = _HeadNats.apply(hidden_TD, head.weight, head.bias, nodes_N, targets_N, chunk)
         return nats_N
 

@@ -5,7 +5,7 @@ alone, so a beginning that several rows share has one state, whatever follows; e
 positions count along the path. Each row's loss and gradient are those of the row by itself. A position may predict
 several next tokens, one a row. What rows share is not shared where dropout or noise makes each row's state random.
 
-Attention to the tree goes through variable-length kernels where there are any, else by an explicit mask.
+Attention to the tree goes row by row where a model allows it, else by an explicit mask.
 
 Shapes in names: T nodes of a pack, K keys (the rows' paths end to end), R rows, N predictions, D hidden width.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loragate.engines.attention import Segments, arguments, kernels_for
+from loragate.engines.attention import Rows, Segments, arguments, can_segment, rows_of
 from loragate.engines.heads import cross_entropy, head_nats
 from loragate.engines.language_model import AFTER_HEAD, by_length, device, inner_model, token_nats
 from loragate.engines.noise import noise_scale, noisy
@@ -26,12 +26,12 @@ from loragate.rendering import Example
 
 Numbers = npt.NDArray[np.int64]
 
-CPU_TOKENS = 512
-"""Tokens of a pack on a CPU, unless a row is longer: attention to all of a pack costs more the longer it is."""
+CPU_TOKENS = 1024
+"""Tokens of a pack on a CPU, unless a row is longer: more of them only take more memory (own measurement)."""
 RECURRENT = frozenset({"conv", "linear_attention", "mamba", "recurrent", "chunked_attention"})
 """Kinds of layers whose state at a position does not follow from attention along its path."""
 MULTIPLE = 64
-"""The kernels' longest row is rounded up to a multiple of this."""
+"""The longest row is rounded up to a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Feed:
     """A pack as a model takes it: tensors on its device.
 
     Attributes:
-        mask_TT: What is added to attention's scores; None where `segments` say who attends to whom.
+        mask_TT: What is added to attention's scores; None where `segments` (on a CPU: rows) say who attends to whom.
         noise_T: Largest noise on each embedding (NEFTune); None for none.
     """
 
@@ -80,7 +80,7 @@ class Feed:
     nodes_N: torch.Tensor
     targets_N: torch.Tensor
     mask_TT: torch.Tensor | None = None
-    segments: Segments | None = None
+    segments: Segments | Rows | None = None
     noise_T: torch.Tensor | None = None
 
 
@@ -92,7 +92,7 @@ class Passes:
         packed: Whether in packs; padded to the longest row of a group where the model's attention does not allow it.
         share: Whether rows of a pack share what they begin with.
         most_tokens: Most tokens in one forward pass.
-        longest: Tokens of the longest row, rounded up, for attention by variable-length kernels; 0: by a mask.
+        longest: Tokens of the longest row, rounded up, for attention row by row; 0: by a mask.
         noise: NEFTune's alpha while the model trains.
     """
 
@@ -131,8 +131,12 @@ class Passes:
         def on(numbers: npt.NDArray[Any], dtype: torch.dtype = torch.long) -> torch.Tensor:
             return torch.from_numpy(numbers).to(where, dtype)
 
-        mask_TT = segments = noise_T = None
-        if self.longest:
+        mask_TT = noise_T = None
+        segments: Segments | Rows | None = None
+        if self.longest and where.type == "cpu":
+            paths = torch.from_numpy(packed.keys_K).split(np.diff(packed.key_starts_R).tolist())
+            segments = rows_of(packed.starts_R.tolist(), paths)
+        elif self.longest:
             keys_K = on(packed.keys_K) if self.share else None
             starts_R, key_starts_R = (on(one, torch.int32) for one in (packed.starts_R, packed.key_starts_R))
             segments = Segments(keys_K, starts_R, key_starts_R, self.longest)
@@ -157,8 +161,8 @@ def passes_for(
     longest = max((len(example.ids) for example in examples), default=1)
     packed = can_pack(model, longest)
     most = min(forward_tokens, CPU_TOKENS) if packed and device().type == "cpu" else forward_tokens
-    kernels = packed and kernels_for(inner_model(model))
-    rounded = -(-longest // MULTIPLE) * MULTIPLE if kernels else 0
+    segmented = packed and can_segment(inner_model(model))
+    rounded = -(-longest // MULTIPLE) * MULTIPLE if segmented else 0
     return Passes(packed, share and not noise, max(most, longest), rounded, noise)
 
 
@@ -174,18 +178,24 @@ def can_pack(model: Any, longest: int) -> bool:
 
 
 def packs(examples: Sequence[Example], most_tokens: int, *, share: bool = True) -> Iterator[list[int]]:
-    """Group row numbers into packs of at most `most_tokens` nodes, rows that begin alike beside each other."""
+    """Group row numbers into packs of at most `most_tokens` nodes, rows that begin alike beside each other.
+
+    They are about as few as hold the rows, and of about one size: a small one would cost more than its share.
+    """
     order = sorted(range(len(examples)), key=lambda number: (examples[number].ids, number))
+    ids = [examples[number].ids for number in order]
+    shared = [common_length(*pair) if share else 0 for pair in zip([(), *ids], ids, strict=False)]
+    whole = sum(map(len, ids)) - sum(shared)
+    enough = whole / max(1, -(-whole // most_tokens))
     group: list[int] = []
     nodes = 0
-    for number in order:
-        ids = examples[number].ids
-        shared = common_length(examples[group[-1]].ids, ids) if group and share else 0
-        if group and nodes + len(ids) - shared > most_tokens:
+    for number, row, begins in zip(order, ids, shared, strict=True):
+        new = len(row) - begins
+        if group and (nodes + new > most_tokens or nodes >= enough):
             yield group
-            group, nodes, shared = [], 0, 0
+            group, nodes, new = [], 0, len(row)
         group.append(number)
-        nodes += len(ids) - shared
+        nodes += new
     if group:
         yield group
 
@@ -244,7 +254,7 @@ def feed_nats(model: Any, feed: Feed) -> torch.Tensor:
         asked = {"inputs_embeds": noisy(inner, feed.ids_T[None], feed.noise_T[None])}
     mask = {"attention_mask": None if feed.mask_TT is None else feed.mask_TT[None, None]}
     asked |= {"position_ids": feed.positions_T[None], "use_cache": False}
-    asked |= mask if feed.segments is None else arguments(feed.segments)
+    asked |= mask if feed.segments is None else arguments(feed.segments, feed.ids_T.device)
     if any(getattr(inner.config, name, None) for name in AFTER_HEAD):
         return cross_entropy(inner(**asked).logits[0, feed.nodes_N], feed.targets_N)
     hidden_TD = inner.base_model(**asked).last_hidden_state[0]

@@ -26,14 +26,15 @@ from loragate.plan import DeviceFacts, Memory, ModelFacts, RowFacts
 from loragate.rendering import Example
 from loragate.work import Base, Counted, Model, PlanTraining
 
-RUNTIME = {"cpu": 1_000_000_000, "cuda": 600_000_000}
+RUNTIME = 1_000_000_000
 """Memory beside the tensors: the libraries and what the C library keeps of freed memory (own measurement, 0.9 to 1.5 GB
-with a model of 135M); on a GPU the driver's context."""
+with a model of 135M); on a GPU the driver's context (0.55), workspaces and what graphs leave unused."""
 TRAINABLE_BYTES = 16
 """A trainable parameter in float32: itself, its gradient and the two moments of AdamW. Fused adapters have a copy
 beside it in the format that training is in."""
-UNEVEN = 1.2
-"""Tokens of the largest step against the mean, as rows are dealt to steps of 8 (own measurement)."""
+UNEVEN = 1.5
+"""The largest step has about 1 + UNEVEN / rows a step times the mean's tokens, as rows are dealt to packed steps (own
+measurement: 1.45 for 4 rows, 1.16 for 8, 1.09 for 16, 1.02 for 64)."""
 LOGIT_BYTES = 12
 """A logit on a CPU, in float32: itself, its probability and its gradient. On a GPU there is the logit alone, in the
 format that training is in; its gradient takes its place."""
@@ -137,7 +138,8 @@ def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Memory:
     inner = inner_model(model)
     longest = Example(tuple(range(rows.longest)), (), turns=0, stopped_turns=0, rendered_tokens=rows.longest)
     passes = passes_for(model, (longest,), settings.forward_tokens)
-    row = min(rows.longest, UNEVEN * rows.tokens / max(1, rows.rows)) if passes.packed else rows.longest
+    mean = rows.tokens / max(1, rows.rows) * (1 + UNEVEN / settings.batch_size)
+    row = min(rows.longest, mean) if passes.packed else rows.longest
     slots = int(min(passes.most_tokens, max(rows.longest, settings.batch_size * row)))
     supervised = slots * rows.supervised / rows.tokens if rows.tokens else 0.0
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -150,7 +152,7 @@ def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Memory:
         adapter=trainable * (TRAINABLE_BYTES + copied),
         activations=activations.whole if activations else None,
         logits=_logit_bytes(inner, supervised, kind),
-        runtime=RUNTIME[kind],
+        runtime=RUNTIME,
         checkpointed=activations.checkpointed if activations else None,
     )
 

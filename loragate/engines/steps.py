@@ -79,6 +79,13 @@ class Steps:
         kind: dict[str, Any] = {"fused": True, "capturable": True} if cuda else {}
         self.optimizer = torch.optim.AdamW([self.flat.vector], lr=rate, weight_decay=settings.weight_decay, **kind)
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How rows go through the model, for the record."""
+        kind = "packs" if self.passes.packed else "padded rows"
+        kind += " that share beginnings" if self.passes.packed and self.passes.share else ""
+        return (kind, "attention row by row") if self.passes.longest else (kind,)
+
     def prepare(self, examples: Sequence[Example]) -> Batch:
         """Make the rows of a step ready."""
         return prepare(examples, self.passes)

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from loragate.engines import checkpoints
 from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable, save_adapter
 from loragate.engines.captured import LOOKED_AT, CapturedSteps
 from loragate.engines.fused import quicken
-from loragate.engines.language_model import choose_dtype, read_examples
+from loragate.engines.language_model import choose_dtype, device, read_examples
 from loragate.engines.packing import passes_for
 from loragate.engines.scoring import score
 from loragate.engines.steps import Steps
@@ -74,13 +74,12 @@ def train(request: TrainAdapter, report: Report) -> Trained:
     batches = [[examples[i] for i in rows] for rows in plan(examples, settings, packed=passes.packed)]
     steps = (
         CapturedSteps(model, passes, settings)
-        if settings.cuda_graph and passes.longest
+        if settings.cuda_graph and passes.longest and device().type == "cuda"
         else Steps(model, passes, settings)
     )
     state = _resume(scratch, steps)
     resumed_from, todo = state.step, batches[state.step :]
-    if isinstance(steps, CapturedSteps) and todo:
-        ways = (*ways, steps.capture(todo[:LOOKED_AT]))
+    fallback = steps.capture(todo[:LOOKED_AT]) if isinstance(steps, CapturedSteps) and todo else ""
     modules = dict(lora_modules(model))
     per_epoch = math.ceil(len(examples) / settings.batch_size)
 
@@ -101,7 +100,7 @@ def train(request: TrainAdapter, report: Report) -> Trained:
             _checkpoint(scratch, steps, state)
         if done:
             break
-    return _finish(request, model, state, resumed_from, ways)
+    return replace(_finish(request, model, state, resumed_from), ways=(*ways, *steps.ways), fallback=fallback)
 
 
 def sharing(settings: Train) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _resume(folder: Path, steps: Steps) -> State:
     return State(**saved | {"curve": curve, "with_gradient": set(saved["with_gradient"])})
 
 
-def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int, ways: tuple[str, ...]) -> Trained:
+def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int) -> Trained:
     """Put the best adapter into place and gather the evidence."""
     best = Path(request.scratch) / f"best-{state.best_step}"
     if not state.best_step:  # no held-out loss was finite: keep the last weights, for the gate to refuse
@@ -217,5 +216,4 @@ def _finish(request: TrainAdapter, model: Any, state: State, resumed_from: int, 
         modules_without_gradient=tuple(name for name in names if name not in state.with_gradient),
         dtype=str(choose_dtype(request.settings.dtype)).removeprefix("torch."),
         resumed_from=resumed_from,
-        ways=ways,
     )

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -86,6 +87,21 @@ def test_a_switched_off_adapter_is_switched_off_when_fused(base: Base, examples:
     plain = adapters.load_weights(adapters.Model(base, dtype="float32"))
     with torch.no_grad():
         assert torch.allclose(off, plain(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_library_replaces_for_a_kind_of_model_is_put_back_but_for_rotations_on_a_gpu() -> None:
+    def plain(q: torch.Tensor, k: torch.Tensor) -> str:
+        return f"plain {q.device.type} {k.device.type}"
+
+    module = ModuleType("modeling_some")
+    module.apply_rotary_pos_emb, module.SomeNorm = plain, torch.nn.LayerNorm
+    for _ in range(2):  # also where a second model of the kind comes
+        before = dict(vars(module))
+        module.apply_rotary_pos_emb, module.SomeNorm = (lambda *_: "quick"), torch.nn.RMSNorm
+        fused.put_back(module, before)
+        assert module.SomeNorm is torch.nn.LayerNorm
+        assert module.apply_rotary_pos_emb(torch.ones(1), torch.ones(1)) == "plain cpu cpu"
+        assert module.apply_rotary_pos_emb(torch.ones(1, device="meta"), torch.ones(1)) == "plain meta cpu"
 
 
 def test_parameters_are_views_into_the_vector(base: Base) -> None:

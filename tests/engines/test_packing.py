@@ -86,6 +86,35 @@ def test_gradient_is_that_of_the_rows_one_by_one(model: Any, share: bool) -> Non
     assert (together - expected).norm() <= 1e-5 * expected.norm()
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_attention_row_by_row_has_the_losses_and_gradients_of_the_rows_one_by_one(share: bool) -> None:
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**SIZES))
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["k_proj", "v_proj"], init_lora_weights=False)).eval()
+    expected = torch.stack([alone(adapted, example) for example in ROWS])
+    slope = gradient(adapted, expected.sum())
+    passes = passes_for(adapted, ROWS, 1000, share=share)
+    assert passes.longest
+    order = next(passes.groups(ROWS))
+    nats, owners = passes.owned_nats(adapted, passes.unit([ROWS[number] for number in order]))
+    assert torch.allclose(sums(nats, owners, len(ROWS)), expected[order], rtol=1e-5, atol=1e-5)
+    assert (gradient(adapted, nats.sum()) - slope).norm() <= 1e-5 * slope.norm()
+    assert adapted(input_ids=torch.tensor([ROWS[0].ids])).logits.isfinite().all()  # without packs: plain SDPA
+
+
+def test_a_model_whose_attention_the_rows_do_not_reach_goes_by_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = LlamaForCausalLM(LlamaConfig(**SIZES))
+    forward = type(other.model).forward
+
+    def swallowing(self: Any, *args: Any, segments: Any = None, **more: Any) -> Any:
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(type(other.model), "forward", swallowing)
+    passes = passes_for(other, ROWS, 1000)
+    assert (passes.packed, passes.longest) == (True, 0)
+    assert other.config._attn_implementation == "sdpa"
+
+
 TOKENS = st.lists(st.integers(1, 4), min_size=1, max_size=7)
 
 

@@ -78,7 +78,9 @@ def packed_as(change: Callable[[Pack], Pack]) -> Patch:
 
 
 def without_mask(packed: Pack) -> Pack:
-    return replace(packed, ends_T=np.full_like(packed.ends_T, len(packed.ids_T)))
+    nodes = len(packed.ids_T)
+    one_row = {"starts_R": np.array([0, nodes]), "key_starts_R": np.array([0, nodes]), "keys_K": np.arange(nodes)}
+    return replace(packed, ends_T=np.full_like(packed.ends_T, nodes), **one_row)
 
 
 def shifted(packed: Pack) -> Pack:

@@ -15,8 +15,9 @@ from checks import merge as merge_gate
 from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
+from loragate.comparison import ComparePaired
 from loragate.config import Train
-from loragate.engines import adapters, packing, training
+from loragate.engines import adapters, packing, paired, training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
 from loragate.engines.merging import compare, merge
 from loragate.engines.scoring import score
@@ -57,8 +58,12 @@ def straight(base: Base, rows: Path, tmp_path_factory: pytest.TempPathFactory) -
     return train(base, rows, tmp_path_factory.mktemp("straight"), settings(dropout=0.2))
 
 
+def heldout_rows(model: Model, rows: Path) -> tuple[Nll, ...]:
+    return score(with_adapter(load_weights(model), model), read_examples(f"{rows}/heldout.jsonl"), 1000, ignore)
+
+
 def heldout(model: Model, rows: Path) -> Nll:
-    return total(score(with_adapter(load_weights(model), model), read_examples(f"{rows}/heldout.jsonl"), 1000, ignore))
+    return total(heldout_rows(model, rows))
 
 
 def test_training_passes_its_gate_and_lowers_the_held_out_loss(base: Base, rows: Path, straight: Adapter) -> None:
@@ -68,6 +73,15 @@ def test_training_passes_its_gate_and_lowers_the_held_out_loss(base: Base, rows:
     assert verdict.status == "pass", verdict.sentence
     tuned = Model(base, str(straight.folder), dtype="float32")
     assert heldout(tuned, rows).mean < 0.99 * heldout(Model(base, dtype="float32"), rows).mean
+
+
+def test_steps_that_could_not_be_captured_cost_a_warning(straight: Adapter) -> None:
+    evidence = adapters.inspect_adapter(str(straight.folder), ignore)
+    assert straight.trained.ways == ("packs", "attention row by row")  # dropout: nothing is shared, nothing fused
+    slow = replace(straight.trained, fallback="a synchronising model")
+    verdict = training_gate.judge(slow, evidence, TrainingLimits())
+    assert (verdict.status, verdict.findings[-1].rule) == ("warn", "steps_as_wanted")
+    assert "no CUDA graph, a synchronising model; steps ran by packs, attention" in verdict.findings[-1].detail
 
 
 def test_same_seed_gives_the_same_bytes(base: Base, rows: Path, tmp_path: Path, straight: Adapter) -> None:
@@ -267,11 +281,11 @@ def test_noise_is_uniform_by_length_and_width_and_only_in_training(
     model = adapters.adapted_model(base, settings())
     given: list[torch.Tensor] = []
     inner = model.get_base_model()
-    inner.model.register_forward_pre_hook(lambda _, __, more: given.append(more.get("inputs_embeds")), with_kwargs=True)
     monkeypatch.setattr(packing, "can_pack", lambda *_: packed)
     examples = read_examples(f"{rows}/train.jsonl")[:2]
     passes = packing.passes_for(model, examples, 1000, noise=6.0)
     assert not passes.share
+    inner.model.register_forward_pre_hook(lambda _, __, more: given.append(more.get("inputs_embeds")), with_kwargs=True)
     unit = passes.unit(sorted(examples, key=lambda example: example.ids))
     passes.unit_nats(model, unit)
     embedding = inner.get_input_embeddings()
@@ -306,10 +320,13 @@ def test_a_learning_rate_of_a_million_forgets_everything_which_the_quality_gate_
     # Squares overflow in the norm before the head: the loss stays finite, every token is equally likely. The random
     # base knows less than even that, so it is held against a model that has learnt something.
     adapter = train(base, rows, tmp_path, settings(learning_rate=1e6))
-    after = heldout(Model(base, str(adapter.folder), dtype="float32"), rows)
-    assert after.perplexity == pytest.approx(base.vocabulary, rel=1e-3)
-    before = heldout(Model(base, str(straight.folder), dtype="float32"), rows)
-    verdict = quality_gate.judge(before, after, (Answer("a", True),), QualityLimits())
+    after = heldout_rows(Model(base, str(adapter.folder), dtype="float32"), rows)
+    assert total(after).perplexity == pytest.approx(base.vocabulary, rel=1e-3)
+    before = heldout_rows(Model(base, str(straight.folder), dtype="float32"), rows)
+    limits = QualityLimits()
+    asked = ComparePaired(before, after, limits.max_perplexity_ratio, limits.alpha, limits.draws, seed=0)
+    verdict = quality_gate.judge(paired.compare(asked, ignore), (Answer("a", True),), limits)
+    assert verdict.status == "fail", verdict.sentence
     assert {f.rule for f in verdict.findings if not f.passed} == {"perplexity_ratio"}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import pairs, write_jsonl
+from qa_pairs import pairs, write_jsonl
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

@@ -1,7 +1,6 @@
 """What tests share: a model small enough to train in seconds, with a real tokenizer, and rows to train it on."""
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -10,9 +9,6 @@ import pytest
 from loragate.orchestrator import QUIET
 
 os.environ.update(QUIET)
-
-QUESTIONS = ("What is {}?", "Say something about {}.", "Why does {} matter?", "Who needs {}?")
-THINGS = ("rain", "bread", "iron", "a river", "the moon", "a song", "salt", "wool", "a bridge", "time")
 
 
 def model_file() -> Path:
@@ -54,19 +50,3 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def pairs(count: int, *, start: int = 0) -> list[dict[str, str]]:
-    """Distinct question and answer pairs, by number."""
-    rows = []
-    for number in range(start, start + count):
-        thing = f"{THINGS[number % len(THINGS)]} number {number}"
-        question = QUESTIONS[number % len(QUESTIONS)].format(thing)
-        rows.append({"prompt": question, "completion": f"It is {thing}, and that is all."})
-    return rows
-
-
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> Path:
-    """Write rows as JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from commands import Done, loragate, write_run
-from conftest import pairs, write_jsonl
 from mlflow.tracking import MlflowClient
+from qa_pairs import pairs, write_jsonl
 
 from loragate.home import Home
 from loragate.orchestrator import prefect_server, prepare_environment

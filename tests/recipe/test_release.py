@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from commands import Done, free_port, loragate, program, serving, write_run
-from conftest import pairs, write_jsonl
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from qa_pairs import pairs, write_jsonl
 
 from loragate.refs import digest_file
 

@@ -78,7 +78,7 @@ def training(folder: Path, before: set[Path]) -> bool:
     new = set(folder.glob("home/*/*")) - before
     journals = [path / "journal.jsonl" for path in new if path.parent.name == "record"]
     told = any('"event": "tracked"' in path.read_text(encoding="utf-8") for path in journals)
-    return told and any((path / "checkpoint.pt").exists() for path in new)
+    return told and any(checkpoint for path in new for checkpoint in path.glob("checkpoint-*.pt"))
 
 
 def trained(folder: Path, home: str, seed: int) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def segments(messages: Sequence[Message], template: Template, is_stop: Callable[
     return [*stretches, (whole[len(done) :], None)]
 
 
+TRIES = 16
+"""Places of an answer's content, from the last one back, that a stop token is looked for behind."""
 CLOSING_CHARS = 64
 """Longest text that can close a conversation."""
 
@@ -233,10 +235,14 @@ def text_example(tokens: Sequence[int], *, end_id: int, max_tokens: int) -> Exam
 def _stop(text: str, tokens: Sequence[int], answer: Message, encode: Encode, stop_ids: frozenset[int]) -> int | None:
     """Position of the token that ends an answer: the first stop token behind its content, which may hold some too."""
     content = answer.content.strip()
-    behind = list(encode(text[text.rfind(content) + len(content) :])) if content and content in text else []
-    start = len(tokens) - len(behind)
-    if behind and list(tokens[start:]) == behind:
+    at = text.rfind(content) if content else -1
+    for _ in range(TRIES):  # a content as short as `t` is found in the text of a closing token, too
+        if at < 0:
+            break
+        behind = list(encode(text[at + len(content) :]))
+        start = len(tokens) - len(behind)
         first = next((i for i, token in enumerate(behind) if token in stop_ids), None)
-        if first is not None:
+        if first is not None and list(tokens[start:]) == behind:
             return start + first
+        at = text.rfind(content, 0, at + len(content) - 1)
     return max((i for i, token in enumerate(tokens) if token in stop_ids), default=None)

@@ -19,13 +19,13 @@ import torch
 from transformers import AttentionInterface
 
 from loragate.config import Train
-from loragate.engines.adapters import lora_modules
+from loragate.engines.adapters import ADAPTER, lora_modules
+from loragate.engines.attention import HALF, repeated
 from loragate.engines.language_model import inner_model
 
 LENGTHS = (128, 256)
 """Lengths in tokens at which saved tensors are counted."""
 COUNTED = "loragate_counted"
-ADAPTER = "default"
 GATED = ("gate_proj", "up_proj", "down_proj", "act_fn")
 """What a gated layer (SwiGLU) consists of: down(act(gate(x)) * up(x))."""
 OUTSIDE = -1
@@ -55,7 +55,7 @@ def way_of(settings: Train, kind: str, dtype: torch.dtype, *, liger: bool) -> Wa
     """
     plain = not settings.dropout and not settings.dora
     whole = settings.method == "lora" or settings.quantization != "int8"
-    half = kind == "cuda" and dtype in {torch.bfloat16, torch.float16}
+    half = kind == "cuda" and dtype in HALF
     return Way(adapters=plain and whole, grouped=half, kernels=kind == "cuda" and liger)
 
 
@@ -247,6 +247,4 @@ def _repeated(
     module: Any, q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, None]:
     """The same with keys and values repeated for every query head."""
-    groups = q_BHTD.shape[1] // k_BGTD.shape[1]
-    k_BHTD, v_BHTD = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (k_BGTD, v_BGTD))
-    return _grouped(module, q_BHTD, k_BHTD, v_BHTD)
+    return _grouped(module, q_BHTD, repeated(k_BGTD, q_BHTD), repeated(v_BGTD, q_BHTD))

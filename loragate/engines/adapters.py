@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from loragate.child import Progress, Report
 from loragate.config import Train
 from loragate.engines.language_model import load_weights
-from loragate.errors import ConfigError
+from loragate.errors import ConfigError, first_line
 from loragate.presets import ALL_LINEAR, EXPRESSION, pattern_of
 from loragate.store import write_atomically
 from loragate.work import AdapterEvidence, Base, Model
+
+ADAPTER = "default"
+"""The name that peft gives to a model's only adapter."""
 
 
 def adapted_model(base: Base, settings: Train) -> Any:
@@ -48,7 +51,7 @@ def put_adapter(weights: Any, settings: Train) -> Any:
         try:
             model = get_peft_model(weights, lora_config(settings))
         except ValueError as error:
-            raise ConfigError(f"train.target_modules {list(settings.target_modules)}: {_first_line(error)}") from None
+            raise ConfigError(f"train.target_modules {list(settings.target_modules)}: {first_line(error)}") from None
     names = [_name(name) for name, _ in lora_modules(model)]
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(settings, key):
@@ -75,10 +78,6 @@ def lora_config(settings: Train) -> LoraConfig:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
-
-
 def _name(name: str) -> str:
     """A module's name in the base model."""
     return name.removeprefix("base_model.model.")
@@ -95,7 +94,7 @@ def predicted_trainable(model: Any, r: int) -> int:
     r * (in + out) of each module (Hu et al. 2021, arXiv 2106.09685, section 4.2), with the rank that the adapter's
     rank_pattern gives it, and out more for DoRA's magnitudes (Liu et al. 2024, arXiv 2402.09353, section 4).
     """
-    config = model.peft_config["default"]
+    config = model.peft_config[ADAPTER]
     count = 0
     for name, module in lora_modules(model):
         pattern = pattern_of(config.rank_pattern, _name(name))
@@ -110,7 +109,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
+    config = model.peft_config[ADAPTER].to_dict()
     config["base_model_name_or_path"] = ""  # a path of this machine; the record names the base by its digest
     config["inference_mode"] = True
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}

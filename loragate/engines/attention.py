@@ -130,8 +130,7 @@ def _attention(
 def _row_by_row(
     q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, rows: Rows, scale: float
 ) -> torch.Tensor:
-    groups = q_BHTD.shape[1] // k_BGTD.shape[1]
-    k_BHTD, v_BHTD = (one.repeat_interleave(groups, dim=1) if groups > 1 else one for one in (k_BGTD, v_BGTD))
+    k_BHTD, v_BHTD = repeated(k_BGTD, q_BHTD), repeated(v_BGTD, q_BHTD)
     outs = []
     for row in rows:
         if row.path_K is None:
@@ -149,6 +148,12 @@ def _row_by_row(
             )
         )
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
+
+
+def repeated(one_BGTD: torch.Tensor, q_BHTD: torch.Tensor) -> torch.Tensor:
+    """Keys or values once for every query head."""
+    groups = q_BHTD.shape[1] // one_BGTD.shape[1]
+    return one_BGTD.repeat_interleave(groups, dim=1) if groups > 1 else one_BGTD
 
 
 class _Segmented(torch.autograd.Function):

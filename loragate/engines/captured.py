@@ -10,7 +10,7 @@ Shapes in names: T nodes, K keys, R rows, N predictions; see packing.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,9 +66,8 @@ class Graph:
         keys_K = room(sizes.nodes + sizes.more_keys) if steps.passes.share else None
         segments = Segments(keys_K, room(sizes.rows + 1, torch.int32), room(sizes.rows + 1, torch.int32), longest)
         basic = (room(sizes.nodes), room(sizes.nodes), room(sizes.predictions), room(sizes.predictions))
-        self._feed = Feed(*basic, segments=segments, noise_T=room(sizes.nodes, torch.float32))
-        if not steps.passes.noise:
-            self._feed = replace(self._feed, noise_T=None)
+        noise_T = room(sizes.nodes, torch.float32) if steps.passes.noise else None
+        self._feed = Feed(*basic, segments=segments, noise_T=noise_T)
         self._weight_N = room(sizes.predictions, torch.float32)
         self._steps = steps
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from loragate.engines.adapters import lora_modules
-from loragate.engines.fused import ADAPTER
+from loragate.engines.adapters import ADAPTER, lora_modules
 from loragate.engines.language_model import inner_model
 
 

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from peft.tuners import lora
 
-from loragate.engines.adapters import lora_modules
+from loragate.engines.adapters import ADAPTER, lora_modules
 from loragate.engines.language_model import inner_model
 
-ADAPTER = "default"
 OFF_IN_LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 """What is computed here in a way that a CUDA graph can hold."""
 ROTATION = "apply_rotary_pos_emb"

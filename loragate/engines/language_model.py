@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from loragate.child import Progress, Report
+from loragate.engines.heads import cross_entropy
 from loragate.engines.noise import noise_scale, noisy
 from loragate.errors import BaseModelError, first_line
 from loragate.rendering import Example, read_rendered
@@ -285,8 +286,7 @@ def token_nats(model: Any, batch: Sequence[Example], noise: float = 0.0) -> tupl
     """
     ids_BT, attention_BT, supervised_BT = padded(batch)
     logits_NV = supervised_logits(model, ids_BT, attention_BT, supervised_BT, noise)
-    nats_N = torch.nn.functional.cross_entropy(logits_NV.float(), ids_BT[supervised_BT], reduction="none")
-    return nats_N, supervised_BT.nonzero()[:, 0]
+    return cross_entropy(logits_NV, ids_BT[supervised_BT]), supervised_BT.nonzero()[:, 0]
 
 
 def inner_model(model: Any) -> Any:

@@ -240,12 +240,6 @@ def pack(examples: Sequence[Example], *, share: bool = True) -> Pack:
     return Pack(*(np.asarray(one, dtype=np.int64) for one in (*whole, *edges, *made)))
 
 
-def packed_nats(model: Any, examples: Sequence[Example], *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of each supervised token of some rows, attention by a mask: (nats_N, row_N)."""
-    passes = Passes(packed=True, share=share, most_tokens=0)
-    return passes.owned_nats(model, passes.unit(list(examples)))
-
-
 def feed_nats(model: Any, feed: Feed) -> torch.Tensor:
     """Negative log-likelihood of each prediction of a pack: nats_N."""
     inner = inner_model(model)

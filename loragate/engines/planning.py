@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from loragate.child import Progress, Report
 from loragate.config import Train
 from loragate.engines.activations import kept, way_of
-from loragate.engines.adapters import lora_modules, put_adapter
+from loragate.engines.adapters import ADAPTER, lora_modules, put_adapter
 from loragate.engines.heads import LOGITS
 from loragate.engines.language_model import choose_dtype, device, inner_model, quantization_of
 from loragate.engines.packing import passes_for
@@ -98,8 +98,8 @@ def count_model(base: Base, settings: Train, rows: RowFacts, kind: str) -> Model
     """
     dtype = choose_dtype(settings.dtype)
     model = _empty_model(base, settings, dtype)
-    modules = [(name, module) for name, module in lora_modules(model) if module.r["default"]]
-    ranks = {name: module.r["default"] for name, module in modules}
+    modules = [(name, module) for name, module in lora_modules(model) if module.r[ADAPTER]]
+    ranks = {name: module.r[ADAPTER] for name, module in modules}
     rank = max(ranks.values())
     sides = [min(m.in_features, m.out_features) for name, m in modules if ranks[name] == rank]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

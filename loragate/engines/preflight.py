@@ -12,7 +12,7 @@ import torch
 
 from loragate.child import Progress, Report
 from loragate.engines import steps
-from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable
+from loragate.engines.adapters import ADAPTER, adapted_model, lora_modules, predicted_trainable
 from loragate.engines.flat import Flat
 from loragate.engines.fused import quicken
 from loragate.engines.language_model import device, read_examples
@@ -105,5 +105,5 @@ def _gradient(model: Any, flat: Flat, rows: Sequence[Example], passes: Passes) -
 
 
 def _has_gradient(module: Any) -> bool:
-    gradient = module.lora_B["default"].weight.grad
+    gradient = module.lora_B[ADAPTER].weight.grad
     return gradient is not None and bool(gradient.any())

@@ -86,10 +86,6 @@ class Steps:
         kind += " that share beginnings" if self.passes.packed and self.passes.share else ""
         return (kind, "attention row by row") if self.passes.longest else (kind,)
 
-    def prepare(self, examples: Sequence[Example]) -> Batch:
-        """Make the rows of a step ready."""
-        return prepare(examples, self.passes)
-
     def launch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Start a step; return its nats per token, and the gradient's norm before it was clipped."""
         self.flat.gradient.zero_()
@@ -104,12 +100,12 @@ class Steps:
             first: Number of the first step to take, counted from 1.
             rate: Learning rate of a step of that number.
         """
-        ready = self.prepare(batches[first - 1]) if first <= len(batches) else None
+        ready = prepare(batches[first - 1], self.passes) if first <= len(batches) else None
         number = first
         while ready is not None:
             self.set_rate(rate(number))
             launched = Launched(number, rate(number), *self.launch(ready))
-            ready = self.prepare(batches[number]) if number < len(batches) else None
+            ready = prepare(batches[number], self.passes) if number < len(batches) else None
             yield launched
             number += 1
 

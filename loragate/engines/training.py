@@ -16,7 +16,7 @@ from typing import Any
 from loragate.child import Progress, Report, ignore
 from loragate.config import Train
 from loragate.engines import checkpoints
-from loragate.engines.adapters import adapted_model, lora_modules, predicted_trainable, save_adapter
+from loragate.engines.adapters import ADAPTER, adapted_model, lora_modules, predicted_trainable, save_adapter
 from loragate.engines.captured import LOOKED_AT, CapturedSteps
 from loragate.engines.fused import quicken
 from loragate.engines.language_model import choose_dtype, device, read_examples
@@ -70,7 +70,9 @@ def train(request: TrainAdapter, report: Report) -> Trained:
     model = adapted_model(request.base, settings)
     ways = quicken(model, recompute=request.checkpointing)
     examples, heldout = read_examples(request.train), read_examples(request.heldout)
-    passes = passes_for(model, examples, settings.forward_tokens, **sharing(settings))
+    passes = passes_for(
+        model, examples, settings.forward_tokens, share=settings.dropout == 0, noise=settings.neftune_alpha
+    )
     batches = [[examples[i] for i in rows] for rows in plan(examples, settings, packed=passes.packed)]
     steps = (
         CapturedSteps(model, passes, settings)
@@ -101,11 +103,6 @@ def train(request: TrainAdapter, report: Report) -> Trained:
         if done:
             break
     return replace(_finish(request, model, state, resumed_from), ways=(*ways, *steps.ways), fallback=fallback)
-
-
-def sharing(settings: Train) -> dict[str, Any]:
-    """What decides whether rows of a pack may share what they begin with, in the words of `passes_for`."""
-    return {"share": settings.dropout == 0, "noise": settings.neftune_alpha}
 
 
 def plan(examples: Sequence[Example], settings: Train, *, packed: bool = True) -> Iterator[list[int]]:
@@ -156,7 +153,7 @@ def learning_rate(settings: Train, step: int, steps: int) -> float:
 
 def _note_gradients(modules: dict[str, Any], state: State) -> None:
     for name in modules.keys() - state.with_gradient:
-        gradient = modules[name].lora_B["default"].weight.grad
+        gradient = modules[name].lora_B[ADAPTER].weight.grad
         if gradient is not None and bool(gradient.any()):
             state.with_gradient.add(name)
 

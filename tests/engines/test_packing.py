@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from loragate.engines import heads
-from loragate.engines.packing import Passes, can_pack, common_length, pack, packed_nats, packs, passes_for
+from loragate.engines.packing import Passes, can_pack, common_length, pack, packs, passes_for
 from loragate.rendering import Example
 
 SIZES: dict[str, Any] = {
@@ -56,6 +56,12 @@ def alone(model: Any, example: Example) -> torch.Tensor:
     labels = torch.where(torch.tensor([example.mask]), ids, -100)
     counted = int((labels[:, 1:] != -100).sum())
     return model(input_ids=ids, labels=labels).loss * counted if counted else torch.zeros(())
+
+
+def packed_nats(model: Any, examples: Sequence[Example], *, share: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of each supervised token of some rows, attention by a mask: (nats_N, row_N)."""
+    passes = Passes(packed=True, share=share, most_tokens=0)
+    return passes.owned_nats(model, passes.unit(list(examples)))
 
 
 def sums(nats: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from loragate.limits import Gates, Positive, Section, Share
 from loragate.presets import ATTENTION, UNAVAILABLE, expression_faults, filled, target_faults, targets
 
 Quantization = Literal["f16", "q8_0", "q4_k_m"]
+FORWARD_TOKENS = 4096
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Column = Literal[
     "messages",
@@ -174,8 +175,9 @@ class Train(Section):
     never."""
     batch_size: Positive = 8
     """Rows per optimizer step; the loss is the mean over the step's supervised tokens."""
-    forward_tokens: Positive = 4096
-    """Most token slots (rows x longest row) in one forward pass; larger batches are accumulated exactly."""
+    forward_tokens: Positive | None = None
+    """Most token slots in one forward pass; larger batches are accumulated exactly, pass by pass. null: on a GPU a
+    whole step's, or as large a part of it as the memory plan has room for, at least 4096; on a CPU at most 4096."""
     checkpoint_steps: Positive = 10
     """Optimizer steps between checkpoints: what a kill can cost at most."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"
@@ -188,6 +190,11 @@ class Train(Section):
     """Number format of weights and arithmetic; auto: bfloat16 where the hardware multiplies it fast, else float32."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random: adapter start, row order, dropout, noise."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Most token slots in a forward pass, where no plan has chosen more."""
+        return self.forward_tokens or FORWARD_TOKENS
 
     @model_validator(mode="before")
     @classmethod
@@ -251,7 +258,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         """Refuse what cannot work together before an hour is spent on it."""
-        if self.train.forward_tokens < self.data.max_tokens:
+        if (self.train.forward_tokens or self.data.max_tokens) < self.data.max_tokens:
             raise ValueError(
                 f"train.forward_tokens is {self.train.forward_tokens}, less than one row of "
                 f"data.max_tokens = {self.data.max_tokens}; raise the one or lower the other"

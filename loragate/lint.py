@@ -156,6 +156,7 @@ def _memory(settings: Train, plan: Plan, limits: PlanLimits) -> Iterator[Finding
         "weights": memory.weights,
         "adapter, gradient and optimiser": memory.adapter,
         f"activations{' with gradient checkpointing' * plan.checkpointing}": memory.activations or 0,
+        "gradients of a layer": memory.backward,
         "logits": memory.logits,
         "libraries": memory.runtime,
     }

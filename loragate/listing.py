@@ -125,6 +125,7 @@ def _planned(plan: Plan) -> Iterator[str]:
         for name, told in {
             "trainable parameters": f"{model.trainable:,} ({share}), in {model.modules} modules",
             "optimizer steps": f"{plan.steps:,} in {plan.epochs} epochs of {rows.rows:,} rows",
+            "forward passes": f"of up to {model.forward_tokens:,} tokens; a step has about {plan.step_tokens:,.0f}",
             "tokens an epoch": f"{rows.tokens:,}, of which {rows.supervised:,} taught",
             "estimated memory": f"{memory.total / GIGABYTE:.2f} GB of {plan.device.memory / GIGABYTE:.2f} GB, "
             f"{plan.device.name}, {model.dtype}",

@@ -55,6 +55,7 @@ class Memory:
             states behind all supervised positions, with their gradient.
         runtime: The libraries themselves.
         checkpointed: `activations` with gradient checkpointing: each layer's input, and all that one layer needs.
+        backward: What one layer's backward pass makes and lets go: gradients of its widest tensors.
     """
 
     weights: int
@@ -63,18 +64,19 @@ class Memory:
     logits: int
     runtime: int
     checkpointed: int | None = None
+    backward: int = 0
 
     @property
     def total(self) -> int:
         """All of it, as far as it is known."""
-        return self.weights + self.adapter + (self.activations or 0) + self.logits + self.runtime
+        return self.weights + self.adapter + (self.activations or 0) + self.backward + self.logits + self.runtime
 
     @property
     def recomputing(self) -> "Memory":
         """The same with gradient checkpointing."""
         return replace(self, activations=self.checkpointed)
 
-    def fits(self, device: int, max_share: float) -> bool:
+    def fits(self, device: float, max_share: float) -> bool:
         """Whether it is known whole, and no more than a share of a device's memory."""
         return self.activations is not None and self.total <= max_share * device
 
@@ -103,6 +105,7 @@ class ModelFacts:
         dtype: Number format of weights and arithmetic.
         compute_dtype: Number format that a 4-bit base is multiplied in; empty where the base is not 4-bit.
         memory: What training takes without gradient checkpointing.
+        forward_tokens: Most token slots in one forward pass, as asked or chosen.
     """
 
     parameters: int
@@ -115,6 +118,7 @@ class ModelFacts:
     dtype: str
     compute_dtype: str
     memory: Memory
+    forward_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,11 @@ class Plan:
         """What stands in memory as it will be trained."""
         return self.model.memory.recomputing if self.checkpointing else self.model.memory
 
+    @property
+    def step_tokens(self) -> float:
+        """Row tokens of an optimizer step, on average."""
+        return self.epochs * self.rows.tokens / max(1, self.steps)
+
     def as_told(self) -> dict[str, object]:
         """The plan in the words and units of the command line's contract."""
         told: dict[str, object] = {
@@ -150,6 +159,7 @@ class Plan:
             "rows": self.rows.rows,
             "tokens_per_epoch": self.rows.tokens,
             "supervised_tokens_per_epoch": self.rows.supervised,
+            "forward_tokens": self.model.forward_tokens,
             "gradient_checkpointing": self.checkpointing,
             "memory_gb": round(self.memory.total / GIGABYTE, 3),
             "device": self.device.name,

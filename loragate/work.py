@@ -116,12 +116,14 @@ class PlanTraining:
     Attributes:
         rows: Folder of prepared rows.
         max_tokens: Length at which rows were cut.
+        room: Bytes of the device's memory that training may take.
     """
 
     base: Base
     settings: Train
     rows: str
     max_tokens: int
+    room: float
 
 
 @dataclass(frozen=True, slots=True)

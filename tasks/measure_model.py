@@ -31,7 +31,7 @@ def measure_model(
         rows.file("heldout.jsonl"),
         questions,
         limits.sample_tokens,
-        attempt.config.train.forward_tokens,
+        attempt.config.train.most_tokens,
     )
     steps = recipe(
         name,
@@ -43,7 +43,7 @@ def measure_model(
             "dtype": model.dtype,
             "samples": len(questions),
             "answer_tokens": limits.sample_tokens,
-            "forward_tokens": attempt.config.train.forward_tokens,
+            "forward_tokens": attempt.config.train.most_tokens,
         },
     )
     _, measured = attempt.build(steps, Measured, lambda _: attempt.call("loragate.engines.scoring:measure", request))

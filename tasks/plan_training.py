@@ -24,6 +24,8 @@ def plan_training(attempt: Attempt, base: FetchedBase, rows: Rows) -> Plan:
     train, max_tokens = attempt.config.train, attempt.config.data.max_tokens
     found = attempt.call("loragate.engines.planning:describe_device", None)
     device = TypeAdapter(DeviceFacts).validate_python(found)
+    most_share = attempt.config.gates.plan.max_memory_share
+    room = device.memory * most_share
     steps = recipe(
         "plan",
         {"base": base.digest, "rows": rows.digest},
@@ -39,12 +41,12 @@ def plan_training(attempt: Attempt, base: FetchedBase, rows: Rows) -> Plan:
             "loragate.rendering",
         ),
         libraries=("torch", "transformers", "peft", "pyarrow"),
-        settings=section(attempt.config, "train") | {"max_tokens": max_tokens, "device": asdict(device)},
+        settings=section(attempt.config, "train") | {"max_tokens": max_tokens, "device": asdict(device), "room": room},
     )
-    request = PlanTraining(base.base, train, rows.folder, max_tokens)
+    request = PlanTraining(base.base, train, rows.folder, max_tokens, room)
     target = "loragate.engines.planning:count"
     _, counted = attempt.build(steps, Counted, lambda _: attempt.call(target, request))
-    plan = planned(counted, device, train, attempt.config.gates.plan.max_memory_share)
+    plan = planned(counted, device, train, most_share)
     if (rate := slowest_rate(attempt.home.records(), plan, plain(train))) is not None:
         plan = replace(plan, seconds=train.epochs * counted.rows.tokens / rate)
     attempt.note("plan", "", plan)

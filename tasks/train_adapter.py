@@ -68,7 +68,8 @@ def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows, plan: Plan) -
     def make(folder: Path) -> object:
         scratch = attempt.home.store.scratch(steps)
         files = rows.file("train.jsonl"), rows.file("heldout.jsonl")
-        request = TrainAdapter(base.base, train, *files, str(folder), str(scratch), plan.checkpointing)
+        planned = train.model_copy(update={"forward_tokens": plan.model.forward_tokens})
+        request = TrainAdapter(base.base, planned, *files, str(folder), str(scratch), plan.checkpointing)
         return attempt.call("loragate.engines.training:train", request, also=live_metrics(attempt))
 
     stored, trained = attempt.build(steps, Trained, make)

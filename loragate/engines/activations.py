@@ -61,7 +61,7 @@ def way_of(settings: Train, kind: str, dtype: torch.dtype, *, liger: bool) -> Wa
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes that the backward pass needs of one forward pass.
+    """Bytes that the backward pass needs of one forward pass, at some length.
 
     Attributes:
         whole: Of all layers at once.
@@ -72,8 +72,23 @@ class Kept:
     checkpointed: int | None
 
 
-def kept(model: Any, way: Way, tokens: int) -> Kept | None:
-    """Count what a forward pass over so many tokens keeps; None where it cannot be counted without contents.
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What is kept at both of `LENGTHS`, and along the line through them at any other."""
+
+    short: Kept
+    long: Kept
+
+    def at(self, tokens: int) -> Kept:
+        """What a forward pass over so many tokens keeps."""
+        whole = _along(self.short.whole, self.long.whole, tokens)
+        if self.short.checkpointed is None or self.long.checkpointed is None:
+            return Kept(whole, None)
+        return Kept(whole, _along(self.short.checkpointed, self.long.checkpointed, tokens))
+
+
+def kept(model: Any, way: Way) -> Growth | None:
+    """Count what a forward pass keeps; None where it cannot be counted without contents.
 
     The model is on the meta device and is of no other use afterwards.
     """
@@ -81,13 +96,9 @@ def kept(model: Any, way: Way, tokens: int) -> Kept | None:
     _stand_in(model, way)
     try:
         inner.set_attn_implementation(COUNTED)
-        short, long = (_kept_at(inner, length) for length in LENGTHS)
+        return Growth(*(_kept_at(inner, length) for length in LENGTHS))
     except (RuntimeError, NotImplementedError, ValueError):  # what depends on contents, as the choice of an expert does
         return None
-    if short.checkpointed is None or long.checkpointed is None:
-        return Kept(_along(short.whole, long.whole, tokens), None)
-    pairs = ((short.whole, long.whole), (short.checkpointed, long.checkpointed))
-    return Kept(*(_along(*pair, tokens) for pair in pairs))
 
 
 def _along(short: int, long: int, tokens: int) -> int:

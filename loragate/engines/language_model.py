@@ -14,6 +14,10 @@ from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    # Blocks that grow instead of blocks of all sizes: packs differ in length (own measurement on an H100: scoring took
+    # 1.36 GB instead of 1.64 and half the time, a training 4.89 instead of 5.29).
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of a faster kernel that is optional
 
 import httpx

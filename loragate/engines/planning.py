@@ -5,8 +5,9 @@ in memory is estimated for the kind of device that training would run on, whatev
 """
 
 import importlib.util
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyarrow import compute, parquet
 from transformers import AutoModelForCausalLM
 
 from loragate.child import Progress, Report
-from loragate.config import Train
+from loragate.config import FORWARD_TOKENS, Train
 from loragate.engines.activations import kept, way_of
 from loragate.engines.adapters import ADAPTER, lora_modules, put_adapter
 from loragate.engines.heads import LOGITS
@@ -35,6 +36,12 @@ beside it in the format that training is in."""
 UNEVEN = 1.5
 """The largest step has about 1 + UNEVEN / rows a step times the mean's tokens, as rows are dealt to packed steps (own
 measurement: 1.45 for 4 rows, 1.16 for 8, 1.09 for 16, 1.02 for 64)."""
+WIDE = 4
+"""Tensors as wide as the widest of a layer that its backward pass makes: of a gated layer the gradients of gate, of
+what is gated and of their product, and the product again (own measurement on an H100: without it the estimate was 0.77
+to 1.01 of what was taken)."""
+CAREFUL = 0.85
+"""Share of the room that a larger forward pass may fill: the estimate is up to that much too low."""
 LOGIT_BYTES = 12
 """A logit on a CPU, in float32: itself, its probability and its gradient. On a GPU there is the logit alone, in the
 format that training is in; its gradient takes its place."""
@@ -67,7 +74,7 @@ def count(request: PlanTraining, report: Report) -> Counted:
     """
     rows = _count_rows(Path(request.rows), request.max_tokens)
     report(Progress(1, 2, "plan"))
-    model = count_model(request.base, request.settings, rows, device().type)
+    model = count_model(request.base, request.settings, rows, device().type, request.room)
     report(Progress(2, 2, "plan"))
     return Counted(rows, model)
 
@@ -90,8 +97,8 @@ def _sum(values: Any) -> int:
     return int(compute.sum(values).as_py() or 0)
 
 
-def count_model(base: Base, settings: Train, rows: RowFacts, kind: str) -> ModelFacts:
-    """Count parameters, and bytes on a kind of device: `cpu` or `cuda`.
+def count_model(base: Base, settings: Train, rows: RowFacts, kind: str, room: float) -> ModelFacts:
+    """Count parameters, and bytes on a kind of device, `cpu` or `cuda`, that has room for so many.
 
     Raises:
         ConfigError: A target module is not in the model, or a pattern fits none that is adapted.
@@ -103,6 +110,7 @@ def count_model(base: Base, settings: Train, rows: RowFacts, kind: str) -> Model
     rank = max(ranks.values())
     sides = [min(m.in_features, m.out_features) for name, m in modules if ranks[name] == rank]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    most_tokens, memory = _planned(model, settings, rows, kind, room)
     return ModelFacts(
         parameters=base.parameters,
         trainable=trainable,
@@ -113,7 +121,8 @@ def count_model(base: Base, settings: Train, rows: RowFacts, kind: str) -> Model
         positions=int(getattr(inner_model(model).config, "max_position_embeddings", 0) or 0),
         dtype=str(dtype).removeprefix("torch."),
         compute_dtype=_compute_dtype(base, settings, dtype),
-        memory=_memory(model, settings, rows, kind),
+        memory=memory,
+        forward_tokens=most_tokens,
     )
 
 
@@ -134,34 +143,62 @@ def _compute_dtype(base: Base, settings: Train, dtype: torch.dtype) -> str:
     return str(found).removeprefix("torch.")
 
 
-def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Memory:
-    inner = inner_model(model)
+def _planned(model: Any, settings: Train, rows: RowFacts, kind: str, room: float) -> tuple[int, Memory]:
+    """Choose the most tokens of a forward pass, where the run file does not, and estimate the memory of the largest."""
     longest = Example(tuple(range(rows.longest)), (), turns=0, stopped_turns=0, rendered_tokens=rows.longest)
-    passes = passes_for(model, (longest,), settings.forward_tokens)
+    passes = passes_for(model, (longest,), settings.most_tokens)
     mean = rows.tokens / max(1, rows.rows) * (1 + UNEVEN / settings.batch_size)
     row = min(rows.longest, mean) if passes.packed else rows.longest
-    slots = int(min(passes.most_tokens, max(rows.longest, settings.batch_size * row)))
-    supervised = slots * rows.supervised / rows.tokens if rows.tokens else 0.0
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = _weight_bytes(model, settings)  # before `kept`, which leaves the model of no use
+    step = int(max(rows.longest, settings.batch_size * row))
+    at = _memory(model, settings, rows, kind)
+    if kind != "cuda":
+        return passes.most_tokens, at(min(passes.most_tokens, step))
+    if settings.forward_tokens:
+        most = max(rows.longest, settings.forward_tokens)
+        return most, at(min(most, step))
+    parts = 1
+    while (most := max(rows.longest, math.ceil(step / parts))) > FORWARD_TOKENS and not at(most).fits(room, CAREFUL):
+        parts += 1
+    return max(most, FORWARD_TOKENS), at(most)
+
+
+def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Callable[[int], Memory]:
+    """The memory that training takes with so many tokens in a forward pass; the model is of no use afterwards."""
+    inner = inner_model(model)
+    size, trainable = inner.dtype.itemsize, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = inner.get_output_embeddings()
+    linear = [m for m in inner.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    widest = max(max(m.in_features, m.out_features) for m in linear)
+    weights, logits = _weight_bytes(model, settings), _logit_bytes(inner, kind)
     way = way_of(settings, kind, inner.dtype, liger=importlib.util.find_spec("liger_kernel") is not None)
-    activations = kept(model, way, slots)
-    copied = inner.dtype.itemsize if way.adapters and inner.dtype != torch.float32 else 0
-    return Memory(
-        weights=weights,
-        adapter=trainable * (TRAINABLE_BYTES + copied),
-        activations=activations.whole if activations else None,
-        logits=_logit_bytes(inner, supervised, kind),
-        runtime=RUNTIME,
-        checkpointed=activations.checkpointed if activations else None,
-    )
+    copied = size if way.adapters and inner.dtype != torch.float32 else 0
+    growth = kept(model, way)
+
+    def at(tokens: int) -> Memory:
+        activations = growth.at(tokens) if growth else None
+        return Memory(
+            weights=weights,
+            adapter=trainable * (TRAINABLE_BYTES + copied),
+            activations=activations.whole if activations else None,
+            logits=logits(tokens * rows.supervised / rows.tokens if rows.tokens else 0.0),
+            runtime=RUNTIME,
+            checkpointed=activations.checkpointed if activations else None,
+            backward=WIDE * tokens * widest * size,
+        )
+
+    return at
 
 
-def _logit_bytes(inner: Any, supervised: float, kind: str) -> int:
-    """Bytes of the logits held at once, and of the supervised positions' hidden states and their gradient."""
+def _logit_bytes(inner: Any, kind: str) -> Callable[[float], int]:
+    """Bytes of the logits held at once, and of so many supervised positions' hidden states and their gradient."""
     embeddings, size = inner.get_input_embeddings(), inner.dtype.itemsize
-    logits = min(supervised * embeddings.num_embeddings, LOGITS[kind]) * (size if kind == "cuda" else LOGIT_BYTES)
-    return int(logits + supervised * embeddings.embedding_dim * size * 2)
+    vocabulary, width = embeddings.num_embeddings, embeddings.embedding_dim
+
+    def at(supervised: float) -> int:
+        logits = min(supervised * vocabulary, LOGITS[kind]) * (size if kind == "cuda" else LOGIT_BYTES)
+        return int(logits + supervised * width * size * 2)
+
+    return at
 
 
 def _weight_bytes(model: Any, settings: Train) -> int:

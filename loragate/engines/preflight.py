@@ -31,7 +31,7 @@ def try_out(request: Preflight, report: Report) -> PreflightEvidence:
     flat = Flat(model)
     report(Progress(1, len(STAGES), STAGES[0]))
     rows = _some(read_examples(request.train), request.rows)
-    passes = passes_for(model, rows, settings.forward_tokens)
+    passes = passes_for(model, rows, settings.most_tokens)
     with torch.no_grad():
         reference, found = _reference(model, rows), _found(model, rows, passes)
     report(Progress(2, len(STAGES), STAGES[1]))

@@ -71,7 +71,7 @@ def train(request: TrainAdapter, report: Report) -> Trained:
     ways = quicken(model, recompute=request.checkpointing)
     examples, heldout = read_examples(request.train), read_examples(request.heldout)
     passes = passes_for(
-        model, examples, settings.forward_tokens, share=settings.dropout == 0, noise=settings.neftune_alpha
+        model, examples, settings.most_tokens, share=settings.dropout == 0, noise=settings.neftune_alpha
     )
     batches = [[examples[i] for i in rows] for rows in plan(examples, settings, packed=passes.packed)]
     steps = (
@@ -163,7 +163,7 @@ def _evaluate(
 ) -> CurvePoint:
     """Measure the held-out loss after an epoch and keep the adapter where it is the best so far."""
     model.eval()
-    loss = total(score(model, heldout, settings.forward_tokens, ignore)).mean
+    loss = total(score(model, heldout, settings.most_tokens, ignore)).mean
     model.train()
     if loss < state.best_loss:
         state.best_loss, state.best_step = loss, state.step

@@ -137,7 +137,7 @@ def ours(model: Any, examples: "Sequence[Example]") -> list[float]:
     from loragate.engines.scoring import score
 
     quicken(model)
-    return [row.nats for row in score(model, examples, Train().forward_tokens, ignore)]
+    return [row.nats for row in score(model, examples, Train().most_tokens, ignore)]
 
 
 PEERS: dict[str, Callable[[Any, "Sequence[Example]"], list[float]]] = {

@@ -6,6 +6,7 @@ mean over its supervised tokens. What is timed begins when the warm-up steps hav
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -20,8 +21,11 @@ from clock import Clock, write_outcome
 from docstrings import HELDOUT, TRAIN, read, read_base
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loragate.child import Progress
     from loragate.config import Train
+    from loragate.rendering import Example
 
 Row = dict[str, list[int]]
 LEARNING_RATE, RANK, ALPHA = 2e-4, 16, 32
@@ -77,6 +81,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
+    if job.peer in ("ours", EAGER):
+        importlib.import_module("loragate.engines.language_model")  # sets up the allocator before its first use
     clock = Clock(job.warmup, job.steps, job.profiled)
     PEERS[job.peer](job, clock)
     write_outcome(clock.outcome(), Path(job.out))
@@ -103,7 +109,20 @@ def ours(job: Job, clock: Clock) -> None:
 
     clock.started()
     with suppress(EnoughError):
-        train(TrainAdapter(read_base(folder), our_settings(job), *rows, *made), report)
+        train(TrainAdapter(read_base(folder), planned_settings(job, examples), *rows, *made), report)
+
+
+def planned_settings(job: Job, examples: "Sequence[Example]") -> "Train":
+    """Our settings with the forward pass that the memory plan chooses for these rows, where none is asked for."""
+    from loragate.engines.language_model import device
+    from loragate.engines.planning import count_model, describe_device
+    from loragate.plan import RowFacts
+
+    tokens, taught = (sum(sizes) for sizes in zip(*((len(e.ids), len(e.predicted)) for e in examples), strict=True))
+    facts = RowFacts(len(examples), tokens, taught, max(len(e.ids) for e in examples), job.width)
+    room, settings = describe_device(None, lambda _: None).memory, our_settings(job)
+    found = count_model(read_base(Path(job.folder)), settings, facts, device().type, room)
+    return settings.model_copy(update={"forward_tokens": found.forward_tokens})
 
 
 def our_settings(job: Job) -> "Train":

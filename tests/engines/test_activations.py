@@ -28,9 +28,9 @@ def counted(way: Way, layers: int = 2, dtype: torch.dtype = torch.bfloat16, **ke
     with torch.device("meta"):
         bare = LlamaForCausalLM(config).to(dtype)
         model = put_adapter(bare, Train.model_validate({"target_modules": "all", "r": RANK} | keys)).train()
-    found = kept(model, way, TOKENS)
+    found = kept(model, way)
     assert found is not None
-    return found
+    return found.at(TOKENS)
 
 
 def a_layer(size: int) -> int:
@@ -106,7 +106,7 @@ def test_what_depends_on_contents_is_not_counted() -> None:
     )
     with torch.device("meta"):
         model = put_adapter(MixtralForCausalLM(config), Train()).train()
-    assert kept(model, FAST, TOKENS) is None
+    assert kept(model, FAST) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The plan: counts equal what training counts, and what is kept for the backward pass is what a real pass keeps."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +13,20 @@ from prepared import describe, pairs, render, train
 from checks import plan as plan_gate
 from loragate.attempt import FetchedBase, Rows
 from loragate.child import ignore
-from loragate.config import Config, Train
+from loragate.config import FORWARD_TOKENS, Config, Train
 from loragate.engines import planning, tracking
 from loragate.engines.adapters import adapted_model
 from loragate.engines.language_model import read_examples
+from loragate.engines.packing import CPU_TOKENS
 from loragate.errors import ConfigError
 from loragate.limits import PlanLimits
-from loragate.plan import DeviceFacts, Plan
+from loragate.plan import DeviceFacts, ModelFacts, Plan
 from loragate.starter import EXAMPLE
 from loragate.work import Base, Counted, PlanTraining, TrainAdapter
 from tasks.plan_training import planned
 from tasks.train_adapter import train_adapter
 
+ROOM = 1e10
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
     "all": {"target_modules": "all"},
@@ -44,7 +47,7 @@ def rows(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(base: Base, rows: Path, settings: Train) -> Counted:
-    return planning.count(PlanTraining(base, settings, str(rows), 96), ignore)
+    return planning.count(PlanTraining(base, settings, str(rows), 96, ROOM), ignore)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +107,7 @@ def test_weights_are_those_in_memory(base: Base, rows: Path) -> None:
 def test_memory_on_a_gpu_is_that_of_its_own_ways(base: Base, rows: Path) -> None:
     settings = Train(dtype="bfloat16", batch_size=100, forward_tokens=400)
     facts = counted(base, rows, settings)
-    memory = planning.count_model(base, settings, facts.rows, "cuda").memory
+    memory = planning.count_model(base, settings, facts.rows, "cuda", ROOM).memory
     assert memory.runtime == planning.RUNTIME
     assert memory.weights == 2 * base.parameters
     assert memory.adapter == (4 + 4 + 4 + 4 + 2) * facts.model.trainable
@@ -187,3 +190,23 @@ def test_the_device_has_memory_and_a_fast_number_format() -> None:
 def test_an_unknown_module_is_a_fault_of_the_run_file_before_anything_is_loaded(base: Base, rows: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.target_modules \['query'\]: .*not found"):
         counted(base, rows, Train(target_modules=("query",)))
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_on_a_gpu_a_step_goes_in_as_few_passes_as_there_is_room_for(base: Base, rows: Path, passes: int) -> None:
+    facts = counted(base, rows, Train(dtype="bfloat16")).rows
+
+    def planned_for(room: float, asked: int | None = None) -> ModelFacts:
+        settings = Train(dtype="bfloat16", batch_size=400, forward_tokens=asked)
+        return planning.count_model(base, settings, facts, "cuda", room)
+
+    step = planned_for(1e12).forward_tokens
+    part = math.ceil(step / passes)
+    needed = planned_for(0, part).memory.total
+    assert planned_for(needed / planning.CAREFUL + 1).forward_tokens == part
+    assert planned_for(needed / planning.CAREFUL - 1).forward_tokens == math.ceil(step / (passes + 1))
+    assert planned_for(0).forward_tokens == FORWARD_TOKENS
+
+
+def test_on_a_cpu_a_pass_is_no_longer_than_pays(base: Base, rows: Path) -> None:
+    assert counted(base, rows, Train(dtype="float32", batch_size=400)).model.forward_tokens == CPU_TOKENS

@@ -53,6 +53,7 @@ PLAN = Plan(
         dtype="float32",
         compute_dtype="",
         memory=Memory(500_000_000, 100_000_000, 500_000_000, 100_000_000, 200_000_000),
+        forward_tokens=1024,
     ),
     device=DeviceFacts("CPU, 2 cores", 25_300_000_000, "float32"),
     steps=39,
@@ -244,6 +245,7 @@ def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.Mon
         "trainable_parameters": 1_843_200,
         "parameters": 134_515_008,
         "adapted_modules": 120,
+        "forward_tokens": 1024,
         "optimizer_steps": 39,
         "rows": 100,
         "tokens_per_epoch": 6612,
@@ -258,12 +260,13 @@ def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.Mon
 def test_plan_is_told_in_whole_numbers_below_its_gate() -> None:
     lines = describe_check(replace(checked(HELD), verdicts=(HELD, ODD), plan=PLAN), "report.html").splitlines()
     start = lines.index("plan gate  WARN  (2 rules)")
-    assert lines[start + 1 : start + 11] == [
+    assert lines[start + 1 : start + 12] == [
         "    warning: epochs: number of epochs is 6, at most 5 allowed",
         "",
         "the plan",
         "  trainable parameters   1,843,200 (1.370% of 134,515,008), in 120 modules",
         "  optimizer steps        39 in 3 epochs of 100 rows",
+        "  forward passes         of up to 1,024 tokens; a step has about 509",
         "  tokens an epoch        6,612, of which 2,404 taught",
         "  estimated memory       1.40 GB of 25.30 GB, CPU, 2 cores, float32",
         "  gradient checkpointing off",

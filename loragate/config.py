@@ -22,8 +22,9 @@ from loragate.faults import explain
 from loragate.limits import Gates, Positive, Section, Share
 from loragate.presets import ATTENTION, UNAVAILABLE, expression_faults, filled, target_faults, targets
 
-Quantization = Literal["f16", "q8_0", "q4_k_m"]
 FORWARD_TOKENS = 4096
+"""Most token slots in a forward pass, where neither the run file nor a plan says more or less."""
+Quantization = Literal["f16", "q8_0", "q4_k_m"]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Column = Literal[
     "messages",
@@ -258,7 +259,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         """Refuse what cannot work together before an hour is spent on it."""
-        if (self.train.forward_tokens or self.data.max_tokens) < self.data.max_tokens:
+        if self.train.forward_tokens is not None and self.train.forward_tokens < self.data.max_tokens:
             raise ValueError(
                 f"train.forward_tokens is {self.train.forward_tokens}, less than one row of "
                 f"data.max_tokens = {self.data.max_tokens}; raise the one or lower the other"

@@ -160,10 +160,20 @@ def passes_for(
     """
     longest = max((len(example.ids) for example in examples), default=1)
     packed = can_pack(model, longest)
-    most = min(forward_tokens, CPU_TOKENS) if packed and device().type == "cpu" else forward_tokens
+    most = most_of_a_pass(forward_tokens, longest, device().type, packed=packed)
     segmented = packed and can_segment(inner_model(model))
     rounded = -(-longest // MULTIPLE) * MULTIPLE if segmented else 0
-    return Passes(packed, share and not noise, max(most, longest), rounded, noise)
+    return Passes(packed, share and not noise, most, rounded, noise)
+
+
+def most_of_a_pass(forward_tokens: int, longest: int, kind: str, *, packed: bool) -> int:
+    """Most tokens that a forward pass takes of those it may: packs on a CPU no more than pays, and always a whole row.
+
+    Args:
+        kind: Of device: `cpu` or `cuda`.
+    """
+    paying = min(forward_tokens, CPU_TOKENS) if packed and kind == "cpu" else forward_tokens
+    return max(paying, longest)
 
 
 def can_pack(model: Any, longest: int) -> bool:

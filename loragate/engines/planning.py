@@ -7,7 +7,7 @@ in memory is estimated for the kind of device that training would run on, whatev
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from pyarrow import compute, parquet
 from transformers import AutoModelForCausalLM
 
 from loragate.child import Progress, Report
-from loragate.config import FORWARD_TOKENS, Train
+from loragate.config import Train
 from loragate.engines.activations import kept, way_of
 from loragate.engines.adapters import ADAPTER, lora_modules, put_adapter
 from loragate.engines.heads import LOGITS
 from loragate.engines.language_model import choose_dtype, device, inner_model, quantization_of
-from loragate.engines.packing import passes_for
+from loragate.engines.packing import can_pack, most_of_a_pass
 from loragate.plan import DeviceFacts, Memory, ModelFacts, RowFacts
-from loragate.rendering import Example
 from loragate.work import Base, Counted, Model, PlanTraining
 
 RUNTIME = 1_000_000_000
@@ -41,7 +40,7 @@ WIDE = 4
 what is gated and of their product, and the product again (own measurement on an H100: without it the estimate was 0.77
 to 1.01 of what was taken)."""
 CAREFUL = 0.85
-"""Share of the room that a larger forward pass may fill: the estimate is up to that much too low."""
+"""Share of the room that a larger forward pass may fill: of what was taken, as little as this share was estimated."""
 LOGIT_BYTES = 12
 """A logit on a CPU, in float32: itself, its probability and its gradient. On a GPU there is the logit alone, in the
 format that training is in; its gradient takes its place."""
@@ -145,31 +144,26 @@ def _compute_dtype(base: Base, settings: Train, dtype: torch.dtype) -> str:
 
 def _planned(model: Any, settings: Train, rows: RowFacts, kind: str, room: float) -> tuple[int, Memory]:
     """Choose the most tokens of a forward pass, where the run file does not, and estimate the memory of the largest."""
-    longest = Example(tuple(range(rows.longest)), (), turns=0, stopped_turns=0, rendered_tokens=rows.longest)
-    passes = passes_for(model, (longest,), settings.most_tokens)
+    packed = can_pack(model, rows.longest)
     mean = rows.tokens / max(1, rows.rows) * (1 + UNEVEN / settings.batch_size)
-    row = min(rows.longest, mean) if passes.packed else rows.longest
+    row = min(rows.longest, mean) if packed else rows.longest
     step = int(max(rows.longest, settings.batch_size * row))
     at = _memory(model, settings, rows, kind)
-    if kind != "cuda":
-        return passes.most_tokens, at(min(passes.most_tokens, step))
-    if settings.forward_tokens:
-        most = max(rows.longest, settings.forward_tokens)
-        return most, at(min(most, step))
-    parts = 1
-    while (most := max(rows.longest, math.ceil(step / parts))) > FORWARD_TOKENS and not at(most).fits(room, CAREFUL):
-        parts += 1
-    return max(most, FORWARD_TOKENS), at(most)
+    most = most_of_a_pass(settings.most_tokens, rows.longest, kind, packed=packed)
+    if kind == "cuda" and settings.forward_tokens is None:
+        parts = 1
+        while (part := math.ceil(step / parts)) > most and not at(part).fits(room, CAREFUL):
+            parts += 1
+        most = max(most, part)
+    return most, at(min(most, step))
 
 
 def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Callable[[int], Memory]:
     """The memory that training takes with so many tokens in a forward pass; the model is of no use afterwards."""
     inner = inner_model(model)
     size, trainable = inner.dtype.itemsize, sum(p.numel() for p in model.parameters() if p.requires_grad)
-    head = inner.get_output_embeddings()
-    linear = [m for m in inner.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    widest = max(max(m.in_features, m.out_features) for m in linear)
-    weights, logits = _weight_bytes(model, settings), _logit_bytes(inner, kind)
+    widest = max(max(layer.in_features, layer.out_features) for layer in _linear_layers(inner))
+    weights = _weight_bytes(model, settings)
     way = way_of(settings, kind, inner.dtype, liger=importlib.util.find_spec("liger_kernel") is not None)
     copied = size if way.adapters and inner.dtype != torch.float32 else 0
     growth = kept(model, way)
@@ -180,7 +174,7 @@ def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Callable[
             weights=weights,
             adapter=trainable * (TRAINABLE_BYTES + copied),
             activations=activations.whole if activations else None,
-            logits=logits(tokens * rows.supervised / rows.tokens if rows.tokens else 0.0),
+            logits=_logit_bytes(inner, tokens * rows.supervised / rows.tokens if rows.tokens else 0.0, kind),
             runtime=RUNTIME,
             checkpointed=activations.checkpointed if activations else None,
             backward=WIDE * tokens * widest * size,
@@ -189,26 +183,23 @@ def _memory(model: Any, settings: Train, rows: RowFacts, kind: str) -> Callable[
     return at
 
 
-def _logit_bytes(inner: Any, kind: str) -> Callable[[float], int]:
-    """Bytes of the logits held at once, and of so many supervised positions' hidden states and their gradient."""
+def _linear_layers(inner: Any) -> list[torch.nn.Linear]:
+    """All of a model's but its output head."""
+    head = inner.get_output_embeddings()
+    return [module for module in inner.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+
+
+def _logit_bytes(inner: Any, supervised: float, kind: str) -> int:
+    """Bytes of the logits held at once, and of the supervised positions' hidden states and their gradient."""
     embeddings, size = inner.get_input_embeddings(), inner.dtype.itemsize
-    vocabulary, width = embeddings.num_embeddings, embeddings.embedding_dim
-
-    def at(supervised: float) -> int:
-        logits = min(supervised * vocabulary, LOGITS[kind]) * (size if kind == "cuda" else LOGIT_BYTES)
-        return int(logits + supervised * width * size * 2)
-
-    return at
+    logits = min(supervised * embeddings.num_embeddings, LOGITS[kind]) * (size if kind == "cuda" else LOGIT_BYTES)
+    return int(logits + supervised * embeddings.embedding_dim * size * 2)
 
 
 def _weight_bytes(model: Any, settings: Train) -> int:
     """Bytes of the base's weights, each stored once, and of the largest matrix de-quantised."""
     inner = inner_model(model)
-    linear: Mapping[int, torch.Tensor] = {
-        id(module.weight): module.weight
-        for module in inner.modules()
-        if isinstance(module, torch.nn.Linear) and module is not inner.get_output_embeddings()
-    }
+    linear = {id(layer.weight) for layer in _linear_layers(inner)}
     frozen = [p for p in inner.parameters() if not p.requires_grad]
     if settings.method == "lora":
         return sum(p.numel() * p.element_size() for p in frozen)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,6 +207,12 @@ def test_on_a_gpu_a_step_goes_in_as_few_passes_as_there_is_room_for(base: Base, 
     assert planned_for(needed / planning.CAREFUL + 1).forward_tokens == part
     assert planned_for(needed / planning.CAREFUL - 1).forward_tokens == math.ceil(step / (passes + 1))
     assert planned_for(0).forward_tokens == FORWARD_TOKENS
+
+
+def test_a_row_longer_than_a_usual_pass_goes_in_one_of_its_own_where_there_is_no_room(base: Base, rows: Path) -> None:
+    facts = replace(counted(base, rows, Train(dtype="bfloat16")).rows, longest=FORWARD_TOKENS + 1)
+    found = planning.count_model(base, Train(dtype="bfloat16", batch_size=400), facts, "cuda", 0)
+    assert found.forward_tokens == facts.longest
 
 
 def test_on_a_cpu_a_pass_is_no_longer_than_pays(base: Base, rows: Path) -> None:

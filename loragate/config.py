@@ -178,7 +178,8 @@ class Train(Section):
     """Rows per optimizer step; the loss is the mean over the step's supervised tokens."""
     forward_tokens: Positive | None = None
     """Most token slots in one forward pass; larger batches are accumulated exactly, pass by pass. null: on a GPU a
-    whole step's, or as large a part of it as the memory plan has room for, at least 4096; on a CPU at most 4096."""
+    whole step's, or as large a part of it as the memory plan has room for, at least 4096. Packs on a CPU
+    never take more than 1024, where more does not pay."""
     checkpoint_steps: Positive = 10
     """Optimizer steps between checkpoints: what a kill can cost at most."""
     gradient_checkpointing: Literal["auto", "on", "off"] = "auto"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loragate.config import DataSource, RunFile
+from loragate.config import RunFile
 from loragate.errors import DataFileError
 from loragate.reading import COMPRESSIONS, KINDS, kind_of
 from loragate.refs import digest_file, digest_json
+from loragate.sources import DataSource
 
 HELDOUT_SPLITS = ("valid", "validation", "test")
 """Splits of a data folder that can be held out; the first that is there is, where data.heldout is null."""

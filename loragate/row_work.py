@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loragate.files import DataFile
+from loragate.histogram import Histogram
 from loragate.limits import DataLimits
-from loragate.record import Histogram
 from loragate.work import Base
 
 

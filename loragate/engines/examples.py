@@ -22,9 +22,9 @@ from loragate.engines.examiner import Draft, Examiner, Facts
 from loragate.engines.sketches import SKETCH, sketch
 from loragate.engines.tables import FOREIGN, TableWriter, columns_of
 from loragate.files import DataFile
+from loragate.histogram import histogram
 from loragate.passages import Passages
 from loragate.reading import Reading, Shard, read_shard, shards
-from loragate.record import histogram
 from loragate.rendering import Encode, read_rendered, rendered_line
 from loragate.row_work import KeepRows, Prepared, PrepareRows
 from loragate.rows import copies, position

@@ -17,8 +17,9 @@ from pydantic import JsonValue as Json
 
 from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot, shares_plot
 from loragate.engines.report_text import duration, number, public, ratio, readable, when
+from loragate.histogram import Histogram
 from loragate.home import Kind
-from loragate.record import AttemptRecord, CurvePoint, Histogram, Rung, Sample
+from loragate.record import AttemptRecord, CurvePoint, Rung, Sample
 from loragate.verdicts import Status, Verdict
 
 MOST_SAMPLES = 12

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator
 
 from loragate.engines.report_text import number
-from loragate.record import CurvePoint, Histogram, Rung
+from loragate.histogram import Histogram
+from loragate.record import CurvePoint, Rung
 
 MOST_BARS = 16
 """Most rungs drawn in the ladder's plot; the table beside it has them all."""

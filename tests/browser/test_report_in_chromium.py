@@ -20,8 +20,9 @@ from matplotlib.image import imread
 from pydantic import JsonValue
 
 from loragate.engines.report import render_report
+from loragate.histogram import histogram
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample, histogram
+from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude
 

@@ -13,11 +13,12 @@ from flows import check
 from loragate.cli import newest, put_outcome
 from loragate.engines.report import render_report
 from loragate.errors import GateRefusedError
+from loragate.histogram import histogram
 from loragate.home import Home
 from loragate.limits import DataLimits
 from loragate.listing import WIDTH, describe, describe_check
 from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
-from loragate.record import AttemptRecord, Closed, Opened, histogram
+from loragate.record import AttemptRecord, Closed, Opened
 from loragate.refs import Ref
 from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Finding, Verdict, at_most, conclude

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragate.comparison import Comparison
+from loragate.histogram import Histogram, histogram
 from loragate.perplexity import Nll
 from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.record import (
@@ -19,7 +20,6 @@ from loragate.record import (
     CurvePoint,
     Event,
     Fixed,
-    Histogram,
     Journal,
     Merge,
     MergeCandidate,
@@ -27,7 +27,6 @@ from loragate.record import (
     Rung,
     Sample,
     Tracked,
-    histogram,
     now,
     summary,
 )

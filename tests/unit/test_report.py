@@ -20,8 +20,9 @@ from loragate.engines.report_text import (
     readable,
     when,
 )
+from loragate.histogram import Histogram, histogram
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Histogram, Opened, Rung, Sample, Tracked, histogram
+from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample, Tracked
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_most, conclude
 

@@ -17,10 +17,11 @@ from typing import Literal
 from loragate.verdicts import Evidence, Finding
 
 Outcome = Literal["pass", "fail", "inconclusive", "error"]
+Comparator = Literal["absolute", "baseline", "champion", "previous"]
 
 LARGEST_ALPHA = 0.5
 """Beyond it the two bounds of an interval change places."""
-AGAINST = {"absolute": "", "baseline": " x baseline", "champion": " x champion"}
+AGAINST = {"absolute": "", "baseline": " x baseline", "champion": " x champion", "previous": " x previous"}
 EVIDENCE: dict[Outcome, Evidence] = {"pass": "enough", "fail": "enough", "inconclusive": "little", "error": "none"}
 
 
@@ -32,7 +33,7 @@ class Rule:
         metric: Name of the number.
         limit: What it is held against, in its own unit; for a ratio to baseline or champion, a ratio.
         direction: Which way is better.
-        comparator: What the number is relative to.
+        comparator: What the number is relative to; previous is the rung of the ladder that a model was made from.
         kind: superiority: shown to be better than the limit; non-inferiority: shown to be worse than the limit by no
             more than the margin; equivalence: shown to be within the margin of it, on either side.
         margin: Distance from the limit that is allowed, in the number's unit; superiority has none.
@@ -43,7 +44,7 @@ class Rule:
     metric: str
     limit: float
     direction: Literal["lower", "higher"] = "lower"
-    comparator: Literal["absolute", "baseline", "champion"] = "absolute"
+    comparator: Comparator = "absolute"
     kind: Literal["superiority", "non-inferiority", "equivalence"] = "superiority"
     margin: float = 0.0
     alpha: float = 0.05

@@ -3,17 +3,28 @@
 import math
 from dataclasses import replace
 
-from checks.quality import perplexity_ratio, stop_share
+from checks.ladder import HopLimits, judge_hop
+from checks.quality import stop_share
+from loragate.ladder import Hop
 from loragate.limits import GgufLimits
-from loragate.perplexity import Nll, ratio, total
+from loragate.plan import GIGABYTE
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import Base, GgufEvidence
 
 
-def judge(name: str, evidence: GgufEvidence, merged: Nll, base: Base, limits: GgufLimits) -> Verdict:
-    """Judge one file, named by its quantisation, against the merged model's sums over the same tokens."""
-    scored = total(evidence.rows)
-    limit = getattr(limits, f"max_perplexity_ratio_{name}")
+def judge(name: str, evidence: GgufEvidence, hop: Hop, base: Base, limits: GgufLimits, *, alpha: float) -> Verdict:
+    """Judge one file, named by its quantisation, and the step to it from the model that it was made from.
+
+    Args:
+        alpha: Probability with which the bound of the perplexity's interval may be wrong.
+    """
+    before, after = hop.compared.before.tokens, hop.compared.after.tokens
+    step = HopLimits(
+        getattr(limits, f"max_perplexity_ratio_{name}"),
+        getattr(limits, f"max_kl_{name}"),
+        getattr(limits, f"min_top1_agreement_{name}"),
+        alpha,
+    )
     return conclude(
         f"gguf_{name}",
         [
@@ -24,6 +35,12 @@ def judge(name: str, evidence: GgufEvidence, merged: Nll, base: Base, limits: Gg
                 0,
                 "number of questions that the file renders differently",
             ),
+            exactly(
+                "beginnings_equal",
+                evidence.unequal_begins,
+                0,
+                "number of questions that llama.cpp begins with another token than training",
+            ),
             exactly("same_vocabulary", evidence.vocabulary, base.vocabulary, "number of tokens in the vocabulary"),
             _row_texts(evidence),
             _probes(evidence, limits),
@@ -33,10 +50,12 @@ def judge(name: str, evidence: GgufEvidence, merged: Nll, base: Base, limits: Gg
                 f"the file's end token is {evidence.stop_id}",
             ),
             _taught_stops(evidence),
-            exactly("same_tokens", scored.tokens, merged.tokens, "number of tokens scored by llama.cpp"),
-            perplexity_ratio("perplexity_ratio", merged, scored, limit),
-            _not_better(merged, scored, limits),
+            _as_named(name, evidence),
+            exactly("same_tokens", after, before, "number of tokens scored by llama.cpp"),
+            *judge_hop(hop, step),
+            _not_better(hop, limits),
             stop_share(evidence.answers, limits.min_stop_share),
+            *_cost(evidence, limits),
         ],
     )
 
@@ -72,11 +91,36 @@ def _probes(evidence: GgufEvidence, limits: GgufLimits) -> Finding:
     return replace(finding, detail=finding.detail + named)
 
 
-def _not_better(merged: Nll, scored: Nll, limits: GgufLimits) -> Finding:
-    """Quantising loses; a file far better than the merged model is another model."""
-    return at_least(
-        "not_another_model",
-        ratio(merged, scored),
-        limits.min_perplexity_ratio,
-        "perplexity ratio to the merged model",
-    )
+def _as_named(name: str, evidence: GgufEvidence) -> Finding:
+    """The file must be in the number format that it is released as."""
+    own = evidence.quantization or "of no format that is exported here"
+    return Finding("quantization_as_named", evidence.quantization == name, f"the file says it is {own}")
+
+
+def _not_better(hop: Hop, limits: GgufLimits) -> Finding:
+    """Quantising loses; a file far better than what it was made from is another model."""
+    what = f"perplexity ratio to {hop.above}"
+    return at_least("not_another_model", hop.compared.ratio, limits.min_perplexity_ratio, what)
+
+
+def _cost(evidence: GgufEvidence, limits: GgufLimits) -> list[Finding]:
+    """Size and speed: always on record, judged where the run file sets a limit, since they depend on the machine."""
+    size, load, speed = evidence.size_bytes / GIGABYTE, evidence.load_seconds, evidence.tokens_per_second
+    found = [
+        at_most("size", size, _or(limits.max_gigabytes, math.inf), "size in gigabytes"),
+        at_most("load_time", load, _or(limits.max_load_seconds, math.inf), "load time in seconds"),
+        at_least("speed", speed, _or(limits.min_tokens_per_second, 0.0), "tokens per second of greedy answers"),
+    ]
+    limited = (limits.max_gigabytes, limits.max_load_seconds, limits.min_tokens_per_second)
+    return [
+        finding if limit is not None else replace(finding, passed=True, detail=_unlimited(finding), limit=None)
+        for finding, limit in zip(found, limited, strict=True)
+    ]
+
+
+def _or(limit: float | None, otherwise: float) -> float:
+    return otherwise if limit is None else limit
+
+
+def _unlimited(finding: Finding) -> str:
+    return f"{finding.detail.rpartition(', ')[0]}, not limited"

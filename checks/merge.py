@@ -11,9 +11,11 @@ once to the number format of the release.
 import math
 from collections.abc import Sequence
 
+from checks.ladder import HopLimits, judge_hop
+from loragate.ladder import Divergence, Hop
 from loragate.limits import MergeLimits
 from loragate.record import Merge, MergeCandidate
-from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, none_of
+from loragate.verdicts import Finding, Verdict, at_least, conclude, none_of
 from loragate.work import MergeEvidence
 
 
@@ -35,31 +37,33 @@ def _max_kl(dtype: str, limits: MergeLimits) -> float:
     return limits.max_kl_float32 if dtype == "float32" else limits.max_kl_bfloat16
 
 
-def judge(evidence: MergeEvidence, limits: MergeLimits, merged: Merge | None = None) -> Verdict:
-    """Judge divergences on held-out positions, the comparison of tensors with the base's, and the choice of a merge."""
-    limit = _max_kl(evidence.dtype, limits)
-    positions = f"over {evidence.positions:,} positions"
+def judge(
+    evidence: MergeEvidence, hop: Hop, from_base: Divergence, limits: MergeLimits, *, alpha: float, merged: Merge
+) -> Verdict:
+    """Judge the step from the tuned model to the merged one, the tensors on disk, and the choice of a merge.
+
+    Args:
+        from_base: How far the merged model's predictions are from the base's.
+        alpha: Probability with which the bound of the perplexity's interval may be wrong.
+    """
+    float32 = evidence.dtype == "float32"
+    agreement = limits.min_top1_agreement_float32 if float32 else limits.min_top1_agreement_bfloat16
+    step = HopLimits(limits.max_perplexity_ratio, _max_kl(evidence.dtype, limits), agreement, alpha)
     return conclude(
         "merge",
         [
-            at_least("positions_compared", evidence.positions, 1, "number of positions compared"),
-            at_most(
-                "merged_is_adapter",
-                evidence.kl_adapter,
-                limit,
-                f"mean KL(adapter || merged) {positions}, in nats,",
-            ),
+            *judge_hop(hop, step),
             at_least(
                 "merged_is_not_base",
-                evidence.kl_base,
+                from_base.kl,
                 limits.min_kl_from_base,
-                f"mean KL(merged || base) {positions}, in nats,",
+                f"mean KL(base || merged) over {from_base.positions:,} positions, in nats,",
             ),
             none_of("adapted_weights_changed", evidence.unchanged, "adapted weights equal the base's"),
             none_of("other_weights_kept", evidence.altered, "weights without an adapter differ from the base's"),
             none_of("same_tensors", evidence.missing, "tensors are missing, added or of another shape"),
             _same_ties(evidence),
-            *([_best_candidate(merged, limits)] if merged and merged.candidates else []),
+            *([_best_candidate(merged, limits)] if merged.candidates else []),
         ],
     )
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from checks import algebra
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
-from loragate.perplexity import Nll, ratio
-from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
+from loragate.verdicts import Finding, Verdict, at_least, conclude, exactly
 from loragate.work import Answer
 
 
@@ -18,16 +17,17 @@ def judge(compared: Comparison, answers: Sequence[Answer], limits: QualityLimits
         "quality",
         [
             exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
-            shown_ratio("perplexity_ratio", compared, limits),
+            shown_ratio("perplexity_ratio", compared, limits.max_perplexity_ratio, limits.alpha),
             stop_share(answers, limits.min_stop_share),
         ],
     )
 
 
-def shown_ratio(metric: str, compared: Comparison, limits: QualityLimits) -> Finding:
-    """Judge the interval of the ratio to the baseline: all of it must be at most what is allowed."""
-    limit, alpha = limits.max_perplexity_ratio, limits.alpha
-    rule = algebra.Rule(metric, limit, comparator="baseline", kind="non-inferiority", alpha=alpha)
+def shown_ratio(
+    metric: str, compared: Comparison, limit: float, alpha: float, of: algebra.Comparator = "baseline"
+) -> Finding:
+    """Judge the interval of a ratio of perplexities: all of it must be at most what is allowed."""
+    rule = algebra.Rule(metric, limit, comparator=of, kind="non-inferiority", alpha=alpha)
     p_value = compared.p_value if compared.limit == limit else math.nan  # it is about the limit that was asked about
     claim = algebra.Claim(rule, algebra.Estimate(compared.ratio, compared.low, compared.high, compared.alpha, p_value))
     (outcome,) = algebra.decide((claim,))
@@ -59,12 +59,6 @@ def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
         return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
     needed = max(needed, compared.rows + 1)
     return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"
-
-
-def perplexity_ratio(rule: str, before: Nll, after: Nll, limit: float) -> Finding:
-    """Judge perplexity after / perplexity before against a limit, as it stands."""
-    what = f"perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}: the ratio"
-    return at_most(rule, ratio(before, after), limit, what)
 
 
 def stop_share(answers: Sequence[Answer], limit: float) -> Finding:

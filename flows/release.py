@@ -33,15 +33,18 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         adapter = train_adapter(attempt, base, rows, plan)
         training_gate(attempt, adapter)
 
-        tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
+        tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
         compared = compare_models(attempt, "tuned", baseline, tuned)
         quality_gate(attempt, compared, baseline, tuned, rows)
 
         merged = merge_adapter(attempt, base, adapter, rows)
-        merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged, rows))
-        remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref)
+        remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])
+        merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged), tuned, remeasured)
 
+        ladder = {"merged": remeasured}
         for name, gguf in export_gguf(attempt, merged.ref).items():
-            gguf_gate(attempt, name, probe_gguf(attempt, name, gguf, base, rows), remeasured, base)
+            probed = probe_gguf(attempt, name, gguf, base, rows, ladder)
+            gguf_gate(attempt, probed, base)
+            ladder[name] = probed.measured
 
         return register_release(attempt)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from loragate import child
 from loragate.config import Config, RunFile, plain
 from loragate.home import Home, Kind
+from loragate.ladder import Divergence, Rung
 from loragate.narration import narrated, tell
 from loragate.perplexity import Nll, total
 from loragate.record import Event, as_plain
@@ -51,15 +52,30 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A model measured on the held-out rows."""
+    """A model measured on the held-out rows.
 
+    Attributes:
+        name: Of its rung on the ladder.
+        folder: Holds its predictions.
+        digest: Of what is in it.
+        divergences: As in `loragate.ladder.Rung`.
+    """
+
+    name: str
     rows: tuple[Nll, ...]
     answers: tuple[Answer, ...]
+    folder: str
+    digest: str
+    divergences: dict[str, Divergence]
 
     @property
     def total(self) -> Nll:
         """Sums over all rows."""
         return total(self.rows)
+
+    def rung(self, above: "Measurement | None" = None) -> Rung:
+        """Its rung on the ladder, made from the one above."""
+        return Rung(self.name, self.total, above.name if above else "", self.divergences)
 
 
 class Attempt:

@@ -147,33 +147,58 @@ class QualityLimits(Section):
 class MergeLimits(Section):
     """Limits of the merge gate: merged weights against base + adapter on the same tokens."""
 
+    max_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.01
+    """Merged perplexity / tuned perplexity: the interval's upper bound must be at most this (own choice)."""
     max_kl_float32: Annotated[float, Field(gt=0)] = 1e-5
-    """Mean KL divergence in nats, adapter || merged, when weights are float32."""
+    """Mean KL divergence in nats, tuned || merged, when weights are float32."""
     max_kl_bfloat16: Annotated[float, Field(gt=0)] = 5e-3
     """The same when weights are bfloat16, whose 8-bit mantissa rounds the merged delta."""
+    min_top1_agreement_float32: Share = 0.98
+    """Share of positions where tuned and merged have the same likeliest token, when weights are float32."""
+    min_top1_agreement_bfloat16: Share = 0.95
+    """The same when weights are bfloat16."""
     min_kl_from_base: Annotated[float, Field(gt=0)] = 1e-4
-    """Mean KL divergence in nats, merged || base, below which the merge changed nothing."""
+    """Mean KL divergence in nats, base || merged, below which the merge changed nothing."""
     max_candidate_perplexity_ratio: Annotated[float, Field(ge=1)] = 1.01
     """Perplexity of the QLoRA merge that is nearest to what was trained / that of the other, above which the other is
     released if its KL divergence is within the limit above, too (own choice)."""
 
 
 class GgufLimits(Section):
-    """Limits of the GGUF gate: the exported file in llama.cpp against the merged model, same tokens."""
+    """Limits of the GGUF gate: the exported file in llama.cpp against what it was made from, on the same tokens: f16
+    against the merged model, the others against f16 (against the merged model where f16 is not exported)."""
 
     max_perplexity_ratio_f16: Annotated[float, Field(gt=0)] = 1.01
-    """GGUF perplexity / merged perplexity for f16."""
+    """Perplexity / perplexity before conversion for f16: the interval's upper bound must be at most this."""
     max_perplexity_ratio_q8_0: Annotated[float, Field(gt=0)] = 1.02
     """The same for q8_0."""
     max_perplexity_ratio_q4_k_m: Annotated[float, Field(gt=0)] = 1.15
     """The same for q4_k_m; small models lose more than large ones."""
+    max_kl_f16: Annotated[float, Field(gt=0)] = 0.01
+    """Mean KL divergence in nats, before || f16."""
+    max_kl_q8_0: Annotated[float, Field(gt=0)] = 0.02
+    """The same for q8_0."""
+    max_kl_q4_k_m: Annotated[float, Field(gt=0)] = 0.25
+    """The same for q4_k_m."""
+    min_top1_agreement_f16: Share = 0.95
+    """Share of positions where the file and what it was made from have the same likeliest token, for f16."""
+    min_top1_agreement_q8_0: Share = 0.93
+    """The same for q8_0."""
+    min_top1_agreement_q4_k_m: Share = 0.75
+    """The same for q4_k_m."""
     min_perplexity_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """A GGUF this much better than the merged model is not the same model."""
+    """A file this much better than what it was made from is another model."""
     max_unequal_probe_share: Share = 0.1
     """Share of deliberately odd texts (scripts, emoji, fractions) that llama.cpp may tokenise otherwise; the texts of
     held-out rows may never differ (llama.cpp#9927, #27277)."""
     min_stop_share: Share = 0.75
     """Share of sampled answers that llama.cpp must end with a stop token."""
+    min_tokens_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Slowest generation on the machine that judges, in tokens per second; null: measured, not limited."""
+    max_load_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time to load the file there, in seconds; null likewise."""
+    max_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """Largest file in gigabytes (10^9 bytes); null likewise."""
 
 
 class Gates(Section):

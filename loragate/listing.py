@@ -1,9 +1,11 @@
 """Records as text for a terminal: a list, an attempt in short, a check rule by rule."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 from loragate.errors import ConfigError
+from loragate.ladder import Rung
 from loragate.plan import GIGABYTE, Plan
 from loragate.record import AttemptRecord
 from loragate.verdicts import Finding, Verdict
@@ -233,21 +235,36 @@ def _gate(verdict: Verdict) -> str:
 
 
 def _ladder(record: AttemptRecord) -> list[str]:
+    """Every rung, and what the step to it cost: ratio and interval, divergence, agreement."""
     if not record.ladder:
         return []
-    first = record.ladder[0].nll.perplexity
-    lines = ["perplexity on the held-out answers"]
-    for rung in record.ladder:
-        ratio = rung.nll.perplexity / first
-        lines.append(f"  {rung.name:<16} {rung.nll.perplexity:10.3f}   x{ratio:.3f} of {record.ladder[0].name}")
+    lines = ["perplexity on the held-out answers, and what each step did to it"]
+    perplexities = {rung.name: rung.nll.perplexity for rung in record.ladder}
+    lines += [
+        f"  {rung.name:<12} {rung.nll.perplexity:10.3f}{_step(rung, perplexities, record)}" for rung in record.ladder
+    ]
     return [*lines, ""]
 
 
+def _step(rung: Rung, perplexities: Mapping[str, float], record: AttemptRecord) -> str:
+    if rung.above not in perplexities:
+        return ""
+    before = perplexities[rung.above]
+    told = f"   x{rung.nll.perplexity / before if before else math.nan:.3f} of {rung.above}"
+    found, far = record.comparisons.get(rung.name), rung.divergence
+    if found and not found.problem:
+        told += f" (x{found.low:.3f} to x{found.high:.3f})"
+    if far.positions:
+        told += f"   KL {far.kl:.3g}, top-1 {far.top1_agreement:.3f}"
+    return told
+
+
 def _compared(record: AttemptRecord) -> list[str]:
-    """How sure the ratios to the baseline are, and what as many rows are able to show."""
+    """How sure the other ratios are, and what as many rows are able to show."""
     lines = []
+    rungs = {rung.name for rung in record.ladder} - {"tuned"}
     for name, found in record.comparisons.items():
-        if found.problem:
+        if found.problem or name in rungs:
             continue
         sure = f"with {100 * (1 - 2 * found.alpha):.4g} % confidence ({found.rows:,} rows)"
         lines.append(f"{name} / baseline: x{found.low:.3f} to x{found.high:.3f} {sure}")

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from loragate.comparison import Comparison
 from loragate.errors import VerificationError
 from loragate.histogram import Histogram
+from loragate.ladder import Rung
 from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
@@ -43,14 +44,6 @@ Event = Literal[
     "artifact",
     "closed",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Rung:
-    """One measurement on the perplexity ladder: baseline, tuned, merged, or a GGUF file's name."""
-
-    name: str
-    nll: Nll
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +170,7 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
-        comparisons: Models held against the baseline row by row, by the name of their rung.
+        comparisons: Models held against the one that they were made from row by row, by the name of their rung.
         merge: How the adapter was merged; None where it was not.
     """
 

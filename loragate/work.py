@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loragate.config import Train
+from loragate.ladder import Divergence
 from loragate.perplexity import Nll
 from loragate.plan import ModelFacts, RowFacts
 from loragate.record import CurvePoint
@@ -84,6 +85,8 @@ class MeasureModel:
         questions: Conversations to answer greedily; may be empty.
         answer_tokens: Longest answer in tokens.
         forward_tokens: Most token slots in one forward pass.
+        folder: Where its predictions go.
+        against: Folders with the predictions that its own are held against, by the names of their models.
     """
 
     model: Model
@@ -91,6 +94,8 @@ class MeasureModel:
     questions: tuple[Conversation, ...]
     answer_tokens: int
     forward_tokens: int
+    folder: str
+    against: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +108,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Sums per row, in the rows' order, and the answers."""
+    """Sums per row, in the rows' order, the answers, and how far predictions are from other models'."""
 
     rows: tuple[Nll, ...]
     answers: tuple[Answer, ...]
+    divergences: dict[str, Divergence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,23 +269,17 @@ class MergeBoth:
 
 @dataclass(frozen=True, slots=True)
 class CompareMerged:
-    """Hold merged weights against base + adapter on the supervised positions of some rows."""
+    """Hold the tensors of merged weights against the base's."""
 
     model: Model
     merged: str
-    examples: str
-    rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class MergeEvidence:
-    """How merged weights relate to what was trained and to the base.
+    """How merged weights relate to the base's.
 
     Attributes:
-        kl_adapter: Mean KL(base + adapter || merged) in nats over the compared positions.
-        kl_base: Mean KL(merged || base) in nats.
-        top1_agreement: Share of positions where adapter and merged agree on the likeliest token.
-        positions: Positions compared.
         unchanged: Adapted weight matrices that equal the base's.
         altered: Tensors outside the adapted (for QLoRA: quantised) matrices that differ from the base's.
         missing: Tensors of the base that merged lacks, or the other way round, or whose shape differs.
@@ -287,10 +287,6 @@ class MergeEvidence:
         dtype: Number format of the merged weights.
     """
 
-    kl_adapter: float
-    kl_base: float
-    top1_agreement: float
-    positions: int
     unchanged: tuple[str, ...]
     altered: tuple[str, ...]
     missing: tuple[str, ...]
@@ -314,6 +310,7 @@ class ProbeGguf:
     Attributes:
         probes: File of probe texts with the training tokenizer's ids.
         stop_ids: Ids that end an answer for the tokenizer and for generation.
+        folder, against: As in `MeasureModel`.
     """
 
     gguf: str
@@ -322,6 +319,8 @@ class ProbeGguf:
     questions: tuple[Conversation, ...]
     answer_tokens: int
     stop_ids: tuple[int, ...]
+    folder: str
+    against: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +339,13 @@ class GgufEvidence:
         stop_id: The end token of the file.
         taught_stops: Tokens by which answers of the rows are taught to end.
         unknown_stops: Those by which llama.cpp does not end an answer.
+        unequal_begins: Questions that llama.cpp, left to itself, begins with other tokens than training did.
+        quantization: Number format of most of its weights by its own account, e.g. q8_0; empty where it says none.
+        divergences: As in `Measured`.
+        size_bytes: Size of the file.
+        load_seconds: From the call to a model that answers.
+        tokens_per_second: Tokens of greedy answers by the time that they took, questions read included, one at a time
+            on the machine that judged; NaN where none was asked for.
     """
 
     rows: tuple[Nll, ...]
@@ -353,4 +359,10 @@ class GgufEvidence:
     stop_id: int
     taught_stops: tuple[int, ...]
     unknown_stops: tuple[int, ...]
+    unequal_begins: int
+    quantization: str
     answers: tuple[Answer, ...]
+    divergences: dict[str, Divergence]
+    size_bytes: int
+    load_seconds: float
+    tokens_per_second: float

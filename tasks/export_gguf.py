@@ -1,25 +1,37 @@
 """Convert the merged model to GGUF, and ask llama.cpp what it makes of each file."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
 
-from loragate.attempt import Attempt, FetchedBase, Rows, recipe
-from loragate.perplexity import total
-from loragate.record import Rung
+from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
+from loragate.ladder import F16, Hop
 from loragate.refs import Ref, digest_file
 from loragate.work import ExportGguf, GgufEvidence, ProbeGguf
+from tasks.compare_models import descend
 from tasks.models import first_questions
 from tasks.policies import STEP
 
-CODE = ("loragate.engines.llama",)
+CODE = ("loragate.engines.llama", "loragate.engines.predictions", "loragate.ladder")
 LIBRARIES = ("llama_cpp_python",)
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A file measured by llama.cpp, what it is made of, and the step to it from what it was made from."""
+
+    name: str
+    measured: Measurement
+    evidence: GgufEvidence
+    hop: Hop
 
 
 @task(name="export GGUF", **STEP)
 def export_gguf(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
-    """Return one GGUF file for each quantisation of the run file."""
-    wanted = attempt.config.export.gguf
+    """Return one GGUF file for each quantisation of the run file, f16 first: the others are held against it."""
+    wanted = tuple(sorted(attempt.config.export.gguf, key=lambda name: name != F16))
     settings = {"gguf": list(wanted)}
     steps = recipe("gguf", {"merged": merged.digest}, code=CODE, libraries=LIBRARIES, settings=settings)
 
@@ -34,26 +46,37 @@ def export_gguf(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
 
 
 @task(name="probe GGUF", task_run_name="probe {name}", **STEP)
-def probe_gguf(attempt: Attempt, name: str, gguf: Ref, base: FetchedBase, rows: Rows) -> GgufEvidence:
-    """Load a file in a fresh process, tokenise, score and talk to it."""
+def probe_gguf(
+    attempt: Attempt, name: str, gguf: Ref, base: FetchedBase, rows: Rows, ladder: Mapping[str, Measurement]
+) -> Probed:
+    """Load a file in a fresh process, tokenise, score and talk to it; hold it against what it was made from."""
     limits = attempt.config.gates.quality
+    above = ladder["merged"] if name == F16 else ladder.get(F16, ladder["merged"])
     questions = first_questions(rows, limits.num_samples)
-    request = ProbeGguf(
-        gguf.path,
-        rows.file("heldout.jsonl"),
-        rows.file("probes.jsonl"),
-        questions,
-        limits.sample_tokens,
-        base.base.stop_ids,
-    )
     steps = recipe(
         f"probe_{name}",
-        {"gguf": gguf.digest, "base": base.digest, "rows": rows.digest},
+        {"gguf": gguf.digest, "base": base.digest, "rows": rows.digest, "against": above.digest},
         code=CODE,
         libraries=LIBRARIES,
         settings={"samples": limits.num_samples, "answer_tokens": limits.sample_tokens},
     )
-    target = "loragate.engines.llama:probe"
-    _, evidence = attempt.build(steps, GgufEvidence, lambda _: attempt.call(target, request, fresh=True))
-    attempt.note("rung", f"gguf_{name}", Rung(f"gguf_{name}", total(evidence.rows)))
-    return evidence
+
+    def make(folder: Path) -> object:
+        request = ProbeGguf(
+            gguf.path,
+            rows.file("heldout.jsonl"),
+            rows.file("probes.jsonl"),
+            questions,
+            limits.sample_tokens,
+            base.base.stop_ids,
+            str(folder),
+            {above.name: above.folder},
+        )
+        return attempt.call("loragate.engines.llama:probe", request, fresh=True)
+
+    stored, evidence = attempt.build(steps, GgufEvidence, make)
+    ref, rung = stored.ref, f"gguf_{name}"
+    measured = Measurement(rung, evidence.rows, evidence.answers, ref.path, ref.digest, evidence.divergences)
+    attempt.note("rung", rung, measured.rung(above))
+    limit = getattr(attempt.config.gates.gguf, f"max_perplexity_ratio_{name}")
+    return Probed(name, measured, evidence, descend(attempt, above, measured, limit))

@@ -7,11 +7,14 @@ from checks import data, gguf_file, merge, plan, preflight, quality, training
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
+from loragate.ladder import NOT_COMPARED
 from loragate.plan import Plan
 from loragate.record import Sample
 from loragate.verdicts import Verdict
-from loragate.work import GgufEvidence, MergeEvidence, PreflightEvidence
+from loragate.work import MergeEvidence, PreflightEvidence
 from tasks.check_rows import check_rows, keep_rows
+from tasks.compare_models import descend
+from tasks.export_gguf import Probed
 from tasks.merge_adapter import Merged
 from tasks.models import first_questions, first_references
 from tasks.policies import STEP
@@ -52,15 +55,21 @@ def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, 
 
 
 @task(name="merge gate", **STEP)
-def merge_gate(attempt: Attempt, merged: Merged, evidence: MergeEvidence) -> None:
+def merge_gate(
+    attempt: Attempt, merged: Merged, evidence: MergeEvidence, tuned: Measurement, after: Measurement
+) -> None:
     """Refuse merged weights that are not what was trained, and a choice that the numbers on record do not bear out."""
-    settle(attempt, merge.judge(evidence, attempt.config.gates.merge, merged.how))
+    limits, alpha = attempt.config.gates.merge, attempt.config.gates.quality.alpha
+    hop = descend(attempt, tuned, after, limits.max_perplexity_ratio)
+    from_base = after.divergences.get("baseline", NOT_COMPARED)
+    settle(attempt, merge.judge(evidence, hop, from_base, limits, alpha=alpha, merged=merged.how))
 
 
-@task(name="GGUF gate", task_run_name="GGUF gate {name}", **STEP)
-def gguf_gate(attempt: Attempt, name: str, evidence: GgufEvidence, merged: Measurement, base: FetchedBase) -> None:
-    """Refuse a GGUF file that is not the merged model."""
-    settle(attempt, gguf_file.judge(name, evidence, merged.total, base.base, attempt.config.gates.gguf))
+@task(name="GGUF gate", task_run_name="GGUF gate {probed.name}", **STEP)
+def gguf_gate(attempt: Attempt, probed: Probed, base: FetchedBase) -> None:
+    """Refuse a GGUF file that is not the model that it was made from."""
+    limits, alpha = attempt.config.gates.gguf, attempt.config.gates.quality.alpha
+    settle(attempt, gguf_file.judge(probed.name, probed.evidence, probed.hop, base.base, limits, alpha=alpha))
 
 
 def settle(attempt: Attempt, verdict: Verdict) -> None:

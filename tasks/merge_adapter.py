@@ -17,7 +17,7 @@ from tasks.policies import STEP
 from tasks.train_adapter import Adapter
 
 COMPARED_ROWS = 32
-"""Held-out rows over which predictions are compared position by position."""
+"""Held-out rows over which the two merges of QLoRA are compared position by position."""
 
 CODE = (
     "loragate.engines.merging",
@@ -80,17 +80,11 @@ def _keep(folder: Path, chosen: str) -> None:
 
 
 @task(name="compare merged", **STEP)
-def compare_merged(attempt: Attempt, base: FetchedBase, adapter: Adapter, merged: Merged, rows: Rows) -> MergeEvidence:
-    """Hold the merged weights on disk against base + adapter and against the base."""
+def compare_merged(attempt: Attempt, base: FetchedBase, adapter: Adapter, merged: Merged) -> MergeEvidence:
+    """Hold the merged tensors on disk against the base's."""
     model = adapted(attempt, base, adapter.ref.path)
-    inputs = {
-        "base": base.digest,
-        "adapter": adapter.ref.digest,
-        "merged": merged.ref.digest,
-        "rows": rows.digest,
-    }
-    settings = section(attempt.config, "train") | {"rows": COMPARED_ROWS}
-    steps = recipe("compare", inputs, code=CODE, libraries=LIBRARIES, settings=settings)
-    request = CompareMerged(model, merged.ref.path, rows.file("heldout.jsonl"), COMPARED_ROWS)
+    inputs = {"base": base.digest, "adapter": adapter.ref.digest, "merged": merged.ref.digest}
+    steps = recipe("compare", inputs, code=CODE, libraries=LIBRARIES, settings=section(attempt.config, "train"))
+    request = CompareMerged(model, merged.ref.path)
     target = "loragate.engines.merging:compare"
     return attempt.build(steps, MergeEvidence, lambda _: attempt.call(target, request))[1]

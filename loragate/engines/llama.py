@@ -5,8 +5,11 @@ the environment and pins its digest.
 """
 
 import ctypes
+import functools
 import json
+import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from loragate.child import Progress, Report, run_tool
+from loragate.engines.predictions import Gathered, likeliest, parts
 from loragate.errors import StepError
+from loragate.ladder import compared_rows
 from loragate.perplexity import Nll
 from loragate.rendering import Example, read_rendered
 from loragate.rows import Conversation
@@ -24,6 +29,7 @@ from loragate.work import Answer, ExportGguf, GgufEvidence, ProbeGguf
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
 QUANTIZATIONS = {
+    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
@@ -78,15 +84,17 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         rows = [read_rendered(line)[:2] for line in lines]
     examples = [example for example, _ in rows]
     longest = max([len(example.ids) for example in examples] + [256 + request.answer_tokens])
-    try:
-        llm = llama_cpp.Llama(request.gguf, n_ctx=longest + 8, n_batch=longest + 8, verbose=False, seed=0)
-    except ValueError as error:
-        raise StepError(f"llama.cpp cannot load {request.gguf}: {error}") from None
+    started = time.monotonic()
+    llm = _load(request.gguf, longest + 8)
+    load_seconds = time.monotonic() - started
+    gathered = Gathered(request.folder, request.against)
+    sums = tuple(_score(llm, examples, gathered, report))
+    answers, tokens_per_second = _answers(llm, request, report)
     probes = _read_lines(request.probes)
     unequal = [p for p in probes if _tokens(llm, p["text"]) != p["ids"]]
     template = llm.metadata.get("tokenizer.chat_template", "")
     return GgufEvidence(
-        rows=tuple(_score(llm, examples, report)),
+        rows=sums,
         row_texts=sum(p["of_a_row"] for p in probes),
         unequal_row_texts=tuple(p["text"] for p in unequal if p["of_a_row"]),
         probes=sum(not p["of_a_row"] for p in probes),
@@ -97,8 +105,27 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         unknown_stops=tuple(stop for stop in sorted(taught) if not _ends_generation(llm, stop)),
         vocabulary=llm.n_vocab(),
         stop_id=llm.token_eos(),
-        answers=tuple(_answers(llm, request, report)),
+        unequal_begins=sum(not _begins_equal(llm, template, *row) for row in rows),
+        quantization=_quantization(llm),
+        answers=answers,
+        divergences=gathered.finish(),
+        size_bytes=Path(request.gguf).stat().st_size,
+        load_seconds=load_seconds,
+        tokens_per_second=tokens_per_second,
     )
+
+
+def _load(gguf: str, context: int) -> llama_cpp.Llama:
+    try:
+        return llama_cpp.Llama(gguf, n_ctx=context, n_batch=context, verbose=False, seed=0)
+    except ValueError as error:
+        raise StepError(f"llama.cpp cannot load {gguf}: {error}") from None
+
+
+def _quantization(llm: llama_cpp.Llama) -> str:
+    """The file's own account of its number format, empty where that is none that is exported here."""
+    kind = llm.metadata.get("general.file_type", "")
+    return next((name for name, number in QUANTIZATIONS.items() if str(number) == kind), "")
 
 
 def _read_lines(path: str) -> list[dict[str, Any]]:
@@ -122,10 +149,27 @@ def _ends_generation(llm: llama_cpp.Llama, token: int) -> bool:
 
 def _renders_equal(llm: llama_cpp.Llama, template: str, example: Example, conversation: Conversation) -> bool:
     """Whether the file's own template and vocabulary turn a row's question into the ids that training used."""
-    turns, tools = _asked(conversation.question)
-    asked = _formatter(llm, template)(messages=turns, tools=tools).prompt if conversation.text is None else None
-    prompt = _tokens(llm, asked or conversation.text or "")
+    prompt = _tokens(llm, _rendered(llm, template, conversation))
     return tuple(prompt[: len(example.ids)]) == example.ids[: len(prompt)]
+
+
+def _begins_equal(llm: llama_cpp.Llama, template: str, example: Example, conversation: Conversation) -> bool:
+    """Whether a question begins as in training where the runtime adds what the file says: the token of a beginning.
+
+    llama.cpp's own server takes that token off a rendered question before it adds it, so there is one of it or none.
+    """
+    text = _rendered(llm, template, conversation)
+    if llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llm.model)):
+        text = text.removeprefix(llm.detokenize([llm.token_bos()], special=True).decode())
+    return tuple(llm.tokenize(text.encode(), add_bos=True, special=True)[:1]) == example.ids[:1]
+
+
+def _rendered(llm: llama_cpp.Llama, template: str, conversation: Conversation) -> str:
+    """A row's question by the file's own template; plain text as it is."""
+    if conversation.text is not None:
+        return conversation.text
+    turns, tools = _asked(conversation.question)
+    return str(_formatter(llm, template)(messages=turns, tools=tools).prompt)
 
 
 def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:
@@ -134,9 +178,12 @@ def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:
     return Jinja2ChatFormatter(template=template, eos_token=text[0], bos_token=text[1], stop_token_ids=[eos])
 
 
-def _score(llm: llama_cpp.Llama, examples: Sequence[Example], report: Report) -> Iterator[Nll]:
-    """Sum negative log-likelihood over each row's supervised tokens; what all rows begin with is decoded once."""
-    shared = _shared_prefix(examples)
+def _score(llm: llama_cpp.Llama, examples: Sequence[Example], gathered: Gathered, report: Report) -> Iterator[Nll]:
+    """Sum negative log-likelihood over each row's supervised tokens; what all rows begin with is decoded once.
+
+    Predictions of the first rows are kept on the way.
+    """
+    shared, compared = _shared_prefix(examples), compared_rows(examples)
     memory = llama_cpp.llama_get_memory(llm.ctx)
     llama_cpp.llama_memory_clear(memory, True)
     if shared:
@@ -146,8 +193,13 @@ def _score(llm: llama_cpp.Llama, examples: Sequence[Example], report: Report) ->
         asked = [position for position in range(shared, len(ids) - 1) if mask[position + 1]]
         llama_cpp.llama_memory_seq_rm(memory, 0, shared, -1)
         _decode(llm, ids[shared:], shared, asked)
-        nats = [_nats(llm, position - shared, ids[position + 1]) for position in asked]
-        yield Nll(float(sum(nats)), len(asked))
+        nats = 0.0
+        for position in asked:
+            log_p_V = _log_p(llm, position - shared)
+            nats -= float(log_p_V[ids[position + 1]])
+            if done <= compared:
+                gathered.add(likeliest(log_p_V[None]), functools.partial(parts, log_p_V[None]))
+        yield Nll(nats, len(asked))
         if done % 10 == 0 or done == len(examples):
             report(Progress(done, len(examples), "rows"))
 
@@ -182,18 +234,25 @@ def _decode(llm: llama_cpp.Llama, ids: Sequence[int], start: int, asked: Sequenc
         llama_cpp.llama_batch_free(batch)
 
 
-def _nats(llm: llama_cpp.Llama, position: int, token: int) -> float:
-    """-ln p(token) = ln sum exp(logits) - logits[token], in float64."""
+def _log_p(llm: llama_cpp.Llama, position: int) -> np.ndarray:
+    """The prediction of a position: ln p = logits - ln sum exp(logits), in float64."""
     pointer = llama_cpp.llama_get_logits_ith(llm.ctx, position)
     logits_V = np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)).astype(np.float64)
     highest = logits_V.max()
-    return float(highest + np.log(np.exp(logits_V - highest).sum()) - logits_V[token])
+    return logits_V - (highest + np.log(np.exp(logits_V - highest).sum()))
 
 
-def _answers(llm: llama_cpp.Llama, request: ProbeGguf, report: Report) -> Iterator[Answer]:
-    for done, question in enumerate(request.questions, start=1):
-        yield _answer(llm, question, request.answer_tokens)
-        report(Progress(done, len(request.questions), "answers"))
+def _answers(llm: llama_cpp.Llama, request: ProbeGguf, report: Report) -> tuple[tuple[Answer, ...], float]:
+    """Answer the questions, and say how many tokens a second that gave; NaN where nothing was answered."""
+    answers: list[Answer] = []
+    said, started = 0, time.monotonic()
+    for question in request.questions:
+        answer, tokens = _answer(llm, question, request.answer_tokens)
+        answers.append(answer)
+        said += tokens
+        report(Progress(len(answers), len(request.questions), "answers"))
+    seconds = time.monotonic() - started
+    return tuple(answers), said / seconds if said and seconds else math.nan
 
 
 def _asked(question: Conversation) -> tuple[Any, Any]:
@@ -202,8 +261,8 @@ def _asked(question: Conversation) -> tuple[Any, Any]:
     return turns, json.loads(question.tools) if question.tools else None
 
 
-def _answer(llm: llama_cpp.Llama, question: Conversation, answer_tokens: int) -> Answer:
-    """Ask through the file's own chat template, or go on with plain text; greedily."""
+def _answer(llm: llama_cpp.Llama, question: Conversation, answer_tokens: int) -> tuple[Answer, int]:
+    """Ask through the file's own chat template, or go on with plain text; greedily. The answer's tokens come, too."""
     reply: Any
     if question.text is not None:
         reply = llm.create_completion(question.text, temperature=0.0, max_tokens=answer_tokens)
@@ -212,4 +271,5 @@ def _answer(llm: llama_cpp.Llama, question: Conversation, answer_tokens: int) ->
         turns, tools = _asked(question)
         reply = llm.create_chat_completion(turns, tools=tools, temperature=0.0, max_tokens=answer_tokens)
         said = reply["choices"][0]["message"]["content"]
-    return Answer((said or "").strip(), reply["choices"][0]["finish_reason"] == "stop")
+    answer = Answer((said or "").strip(), reply["choices"][0]["finish_reason"] == "stop")
+    return answer, int(reply["usage"]["completion_tokens"])

@@ -18,16 +18,7 @@ import torch
 
 from loragate.child import Progress, Report, ignore
 from loragate.engines.language_model import choose_dtype, load_tokenizer, load_weights, read_examples, with_adapter
-from loragate.engines.merge_compare import (
-    agreeing,
-    batches,
-    compare_tensors,
-    divergence,
-    log_probabilities,
-    mean,
-    score,
-    tied,
-)
+from loragate.engines.merge_compare import compare_tensors, score, tied
 from loragate.engines.streamed_merge import is_quantised, plan_merge, write_merged
 from loragate.record import Merge, MergeCandidate
 from loragate.work import CompareMerged, MergeAdapter, MergeBoth, MergeEvidence, Model
@@ -131,31 +122,16 @@ def _set_dtype(settings: dict[str, Any], dtype: str) -> None:
             _set_dtype(part, dtype)
 
 
-@torch.inference_mode()
 def compare(request: CompareMerged, report: Report) -> MergeEvidence:
-    """Compare merged weights with base + adapter and with the base, on the supervised positions of some rows."""
-    examples = read_examples(request.examples)[: request.rows]
+    """Compare the tensors of merged weights with the base's; what both predict is on the ladder."""
     adapted = with_adapter(load_weights(request.model), request.model)
     merged_model = load_weights(_plain(request.model), request.merged)
     report(Progress(1, 2, "models"))
-    kl_adapter, kl_base, agreed, positions = 0.0, 0.0, 0, 0
-    for batch in batches(examples):
-        trained_NV, merged_NV = log_probabilities(adapted, batch), log_probabilities(merged_model, batch)
-        with adapted.disable_adapter():
-            base_NV = log_probabilities(adapted, batch)
-        kl_adapter += divergence(trained_NV, merged_NV)
-        kl_base += divergence(merged_NV, base_NV)
-        agreed += agreeing(trained_NV, merged_NV)
-        positions += len(merged_NV)
     inner = adapted.get_base_model()
     modules = {name for name, module in inner.named_modules() if hasattr(module, "lora_B")}
     quantized = {name.removesuffix(".base_layer") for name, module in inner.named_modules() if is_quantised(module)}
     report(Progress(2, 2, "models"))
     return MergeEvidence(
-        kl_adapter=mean(kl_adapter, positions),
-        kl_base=mean(kl_base, positions),
-        top1_agreement=mean(agreed, positions),
-        positions=positions,
         same_ties=tied(inner) == tied(merged_model),
         dtype=str(merged_model.dtype).removeprefix("torch."),
         **compare_tensors(Path(request.model.base.path), Path(request.merged), modules, quantized),

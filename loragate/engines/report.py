@@ -15,11 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue as Json
 
+from loragate.comparison import Comparison
 from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot, shares_plot
 from loragate.engines.report_text import duration, number, public, ratio, readable, when
 from loragate.histogram import Histogram
 from loragate.home import Kind
-from loragate.record import AttemptRecord, CurvePoint, Rung, Sample
+from loragate.ladder import Rung
+from loragate.record import AttemptRecord, CurvePoint, Sample
 from loragate.verdicts import Status, Verdict
 
 MOST_SAMPLES = 12
@@ -44,10 +46,17 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rung of the ladder with its perplexity held against the rung before and against the first."""
+    """One rung of the ladder held against the one that it was made from and against the first; as text.
+
+    Attributes:
+        made: What lies between it and the rung before, and which that is; empty for the first.
+        interval: The interval of its ratio to the rung before, empty where there is none.
+    """
 
     rung: Rung
+    made: str
     to_previous: float | None
+    interval: str
     to_baseline: float | None
 
 
@@ -75,7 +84,7 @@ def render_report(record: AttemptRecord, kind: Kind = "record") -> str:
                 "shares": shares_plot(record.taught_shares),
             },
             training=_training_facts(record.curve),
-            steps=_steps(record.ladder),
+            steps=_steps(record),
             lengths=_length_facts(record.lengths),
             shares=_share_facts(record.taught_shares),
             samples=record.samples[:MOST_SAMPLES],
@@ -224,15 +233,22 @@ def _listed(steps: Sequence[int]) -> str:
     return "steps " + ", ".join(str(step) for step in steps[:MOST_STEPS]) + rest
 
 
-def _steps(ladder: Sequence[Rung]) -> tuple[Step, ...]:
-    if not ladder:
-        return ()
-    values = [rung.nll.perplexity for rung in ladder]
-    first = Step(ladder[0], None, None)
-    return first, *(
-        Step(rung, _quotient(value, before), _quotient(value, values[0]))
-        for rung, value, before in zip(ladder[1:], values[1:], values, strict=False)
-    )
+def _steps(record: AttemptRecord) -> tuple[Step, ...]:
+    perplexities = {rung.name: rung.nll.perplexity for rung in record.ladder}
+    return tuple(_step(rung, perplexities, record.comparisons.get(rung.name)) for rung in record.ladder)
+
+
+def _step(rung: Rung, perplexities: Mapping[str, float], compared: Comparison | None) -> Step:
+    value, first = rung.nll.perplexity, next(iter(perplexities))
+    if rung.name == first:
+        return Step(rung, "", None, "", None)
+    previous = _quotient(value, perplexities[rung.above]) if rung.above in perplexities else None
+    interval = ""
+    if compared and not compared.problem:
+        sure = 100 * (1 - 2 * compared.alpha)
+        interval = f"{ratio(compared.low)} to {ratio(compared.high)} ({sure:.4g} %)"
+    made = f"{rung.step} of {rung.above}" if rung.above else ""
+    return Step(rung, made, previous, interval, _quotient(value, perplexities[first]))
 
 
 def _quotient(value: float, by: float) -> float:

@@ -19,7 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLo
 
 from loragate.engines.report_text import number
 from loragate.histogram import Histogram
-from loragate.record import CurvePoint, Rung
+from loragate.ladder import Rung
+from loragate.record import CurvePoint
 
 MOST_BARS = 16
 """Most rungs drawn in the ladder's plot; the table beside it has them all."""

@@ -6,6 +6,7 @@ Shapes in names: B rows, T positions, N supervised tokens.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from loragate.child import Progress, Report
@@ -14,27 +15,36 @@ from loragate.engines.language_model import (
     device,
     load_tokenizer,
     load_weights,
+    padded,
     read_examples,
+    supervised_logits,
     template_of,
     with_adapter,
 )
 from loragate.engines.packing import passes_for
+from loragate.engines.predictions import GROUPS, LEAST, LIKELIEST, Gathered, Predictions
+from loragate.ladder import Divergence, compared_rows
 from loragate.perplexity import Nll
 from loragate.rendering import Example
 from loragate.work import Answer, Measured, MeasureModel
 
 ANSWERS_AT_ONCE = 8
+PREDICTED_TOKENS = 512
+"""Most token slots of a pass whose whole predictions are kept for a moment."""
 LEAST_CUDA_TOKENS = 8192
 """Tokens of a pass on a GPU, at least: nothing is kept for a backward pass, and small passes leave it waiting."""
 
 
 def measure(request: MeasureModel, report: Report) -> Measured:
-    """Score every row and answer every question."""
+    """Score every row, keep the predictions of the first ones and hold them against other models', answer questions."""
     model = with_adapter(load_weights(request.model), request.model)
     quicken(model)
     settle(model)
-    rows = score(model, read_examples(request.examples), request.forward_tokens, report)
-    return Measured(rows, tuple(_answers(model, request, report)))
+    examples = read_examples(request.examples)
+    rows = score(model, examples, request.forward_tokens, report)
+    compared = examples[: compared_rows(examples)]
+    divergences = predict(model, compared, Gathered(request.folder, request.against))
+    return Measured(rows, tuple(_answers(model, request, report)), divergences)
 
 
 @torch.inference_mode()
@@ -59,6 +69,41 @@ def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: 
         done += len(numbers)
         report(Progress(done, len(examples), "rows"))
     return tuple(rows)
+
+
+@torch.inference_mode()
+def predict(model: Any, examples: Sequence[Example], gathered: Gathered) -> dict[str, Divergence]:
+    """Predict every supervised position, in order; keep that, and hold it against other models' predictions."""
+    for batch in _in_order(examples):
+        log_p_NV = torch.log_softmax(supervised_logits(model, *padded(batch)).float(), dim=-1)
+        ids_NK = log_p_NV.topk(min(LIKELIEST, log_p_NV.shape[1])).indices
+        own = Predictions(ids_NK.int().cpu().numpy(), parts(log_p_NV, ids_NK))
+
+        def parts_of(ids_NK: np.ndarray, log_p_NV: torch.Tensor = log_p_NV) -> np.ndarray:
+            return parts(log_p_NV[: len(ids_NK)], torch.from_numpy(ids_NK).to(log_p_NV.device))
+
+        gathered.add(own, parts_of)
+    return gathered.finish()
+
+
+def parts(log_p_NV: torch.Tensor, ids_NK: torch.Tensor) -> np.ndarray:
+    """What `loragate.engines.predictions.parts` returns, on the model's device."""
+    positions, vocabulary = log_p_NV.shape
+    if ids_NK.numel() and int(ids_NK.max()) >= vocabulary:
+        return np.full((positions, ids_NK.shape[1] + GROUPS), np.nan)
+    p_NV = torch.nn.functional.pad(log_p_NV.exp().scatter(1, ids_NK, 0.0), (0, -vocabulary % GROUPS))
+    groups_NG = p_NV.view(positions, -1, GROUPS).sum(dim=1).clamp_min(LEAST).log()
+    return torch.cat([log_p_NV.gather(1, ids_NK), groups_NG], dim=1).cpu().numpy()
+
+
+def _in_order(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Consecutive rows whose padded size stays within `PREDICTED_TOKENS` slots."""
+    start = 0
+    for end in range(1, len(examples) + 1):
+        longest = max(len(example.ids) for example in examples[start : end + 1])
+        if end == len(examples) or (end + 1 - start) * longest > PREDICTED_TOKENS:
+            yield examples[start:end]
+            start = end
 
 
 @torch.inference_mode()

@@ -237,7 +237,7 @@ def measure(adapter: Path) -> None:
         base = fetch(FetchBase(str(model_file()), True, None, False, str(folder / "base")), ignore)
         render(base, folder, {"heldout.jsonl": folder / "pairs.jsonl"}, MAX_TOKENS)
         models = (Model(base), Model(base, str(adapter)))
-        requests = [MeasureModel(model, str(folder / "heldout.jsonl"), (), 1, 4096) for model in models]
+        requests = [MeasureModel(model, str(folder / "heldout.jsonl"), (), 1, 4096, name, {}) for model in models]
         before, after = (score(request, ignore).rows for request in requests)
     columns = {
         "made": "tests/bench/intervals.py --measure, with the demo's adapter",

@@ -21,8 +21,9 @@ from pydantic import JsonValue
 
 from loragate.engines.report import render_report
 from loragate.histogram import histogram
+from loragate.ladder import Rung
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample
+from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Sample
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude
 

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from merges import judge_merge
 from prepared import Adapter, describe, pairs, render, train
 
-from checks import merge as merge_gate
 from checks import training as training_gate
 from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines.adapters import adapted_model, inspect_adapter, lora_config, lora_modules, predicted_trainable
 from loragate.engines.language_model import load_weights
-from loragate.engines.merging import compare, merge
+from loragate.engines.merging import merge
 from loragate.errors import ConfigError
 from loragate.limits import MergeLimits, TrainingLimits
-from loragate.work import Base, CompareMerged, MergeAdapter, Model
+from loragate.work import Base, MergeAdapter, Model
 
 SHORT: dict[str, Any] = {
     "r": 4,
@@ -172,7 +172,6 @@ def test_every_kind_merges_into_what_was_trained(
         quantization=kind.quantization,
         double_quantization=kind.double_quantization,
     )
-    merge(MergeAdapter(model, str(tmp_path)), ignore)
-    evidence = compare(CompareMerged(model, str(tmp_path), f"{rows}/heldout.jsonl", 6), ignore)
-    verdict = merge_gate.judge(evidence, MergeLimits())
+    merge(MergeAdapter(model, str(tmp_path / "merged")), ignore)
+    verdict = judge_merge(model, tmp_path / "merged", rows / "heldout.jsonl", tmp_path, MergeLimits())
     assert verdict.status == "pass", verdict.sentence

@@ -1,6 +1,7 @@
 """GGUF files, really converted, quantised and run by llama.cpp: the right file passes its gate, no other does."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +13,25 @@ from prepared import describe, pairs, render
 
 from checks import gguf_file as gate
 from loragate import child
+from loragate.comparison import ComparePaired
+from loragate.engines import paired
 from loragate.engines.language_model import by_length, load_weights, read_examples, token_nats
-from loragate.engines.scoring import score
+from loragate.engines.scoring import measure
 from loragate.errors import StepError
+from loragate.ladder import Hop
 from loragate.limits import GgufLimits
 from loragate.perplexity import Nll, total
 from loragate.rendering import read_rendered, rendered_line
 from loragate.rows import Conversation, Message
 from loragate.verdicts import Verdict
-from loragate.work import Base, ExportGguf, GgufEvidence, Model, ProbeGguf
+from loragate.work import Base, ExportGguf, GgufEvidence, MeasureModel, Model, ProbeGguf
 
 QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
 QUESTIONS = tuple(
     Conversation((Message("user", question),)) for question in ("What is thing 3?", "What is thing 4 of the many?")
 )
 LIMITS = GgufLimits(min_stop_share=1.0)
+HELDOUT = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Taught:
     base: Base
     rows: Path
     sums: tuple[Nll, ...]
+    folder: Path
 
 
 def teach(model: Any, rows: Path) -> Iterator[float]:
@@ -54,15 +60,20 @@ def teach(model: Any, rows: Path) -> Iterator[float]:
 @pytest.fixture(scope="module")
 def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught:
     folder = tmp_path_factory.mktemp("taught")
-    yes = [pair | {"completion": "Yes, it is."} for pair in pairs(6)]
-    rows = render(describe(tiny_model), folder, yes, [*yes[:5], yes[5] | {"completion": "Yes, it was."}])
+    yes = [pair | {"completion": "Yes, it is."} for pair in pairs(HELDOUT)]
+    heldout = [pair | ({"completion": "Yes, it was."} if number % 6 == 5 else {}) for number, pair in enumerate(yes)]
+    rows = render(describe(tiny_model), folder, yes[:6], heldout)
     model = load_weights(Model(describe(tiny_model), dtype="float32"))
     torch.manual_seed(0)
     assert any(loss < 0.05 for loss in teach(model.train(), rows))  # teaching ends with the first that is
     shutil.copytree(tiny_model, folder / "model")
     model.save_pretrained(folder / "model")
-    sums = score(model.eval(), read_examples(f"{rows}/heldout.jsonl"), 1000, child.ignore)
-    return Taught(describe(folder / "model"), rows, sums)
+    base = describe(folder / "model")
+    (folder / "measured").mkdir()
+    asked = MeasureModel(
+        Model(base, dtype="float32"), f"{rows}/heldout.jsonl", (), 1, 1000, str(folder / "measured"), {}
+    )
+    return Taught(base, rows, measure(asked, child.ignore).rows, folder / "measured")
 
 
 def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATIONS) -> dict[str, Path]:
@@ -75,7 +86,9 @@ def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATI
 
 def probe(gguf: Path, taught: Taught, answer_tokens: int = 24) -> GgufEvidence:
     files = (str(taught.rows / "heldout.jsonl"), str(taught.rows / "probes.jsonl"))
-    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens, taught.base.stop_ids)
+    folder = Path(tempfile.mkdtemp(dir=gguf.parent))
+    where = str(folder), {"merged": str(taught.folder)}
+    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens, taught.base.stop_ids, *where)
     evidence = child.call("loragate.engines.llama:probe", request, log=gguf.with_suffix(".log"), fresh=True)
     assert isinstance(evidence, GgufEvidence)
     return evidence
@@ -92,7 +105,17 @@ def evidence(taught: Taught, files: dict[str, Path]) -> dict[str, GgufEvidence]:
 
 
 def judged(name: str, evidence: GgufEvidence, taught: Taught, limits: GgufLimits = LIMITS) -> Verdict:
-    return gate.judge(name, evidence, total(taught.sums), taught.base, limits)
+    return judged_from(name, evidence, taught, taught.sums, limits)
+
+
+def judged_from(
+    name: str, evidence: GgufEvidence, taught: Taught, before: tuple[Nll, ...], limits: GgufLimits = LIMITS
+) -> Verdict:
+    """What the gate says of a file made from a model with these sums."""
+    limit = getattr(limits, f"max_perplexity_ratio_{name}")
+    compared = paired.compare(ComparePaired(before, evidence.rows, limit, 0.05, 1000, 0), child.ignore)
+    hop = Hop("merged", f"gguf_{name}", compared, evidence.divergences["merged"])
+    return gate.judge(name, evidence, hop, taught.base, limits, alpha=0.05)
 
 
 def refused(verdict: Verdict) -> set[str]:
@@ -143,7 +166,7 @@ def test_an_answer_cut_short_has_not_stopped(taught: Taught, files: dict[str, Pa
 
 def test_the_file_s_tokens_are_those_of_training(taught: Taught, evidence: dict[str, GgufEvidence]) -> None:
     found = evidence["f16"]
-    assert (found.row_texts, found.probes) == (12, 16)
+    assert (found.row_texts, found.probes) == (2 * HELDOUT, 16)
     assert (found.unequal_row_texts, found.unequal_prompts) == ((), 0)
     assert (found.vocabulary, found.stop_id) == (taught.base.vocabulary, taught.base.stop_ids[-1])
 
@@ -155,12 +178,12 @@ def test_a_file_of_a_different_model_put_in_place_is_refused(
     in_place = tmp_path / files["f16"].name
     shutil.copy(other, in_place)
     verdict = judged("f16", probe(in_place, taught), taught)
-    assert refused(verdict) == {"perplexity_ratio", "stop_share"}
+    assert refused(verdict) == {"perplexity_ratio", "kl", "top1_agreement", "stop_share"}
 
 
 def test_a_file_better_than_the_merged_model_is_refused(taught: Taught, evidence: dict[str, GgufEvidence]) -> None:
-    worse = Nll(2 * total(taught.sums).nats + 1e3, total(taught.sums).tokens)
-    verdict = gate.judge("f16", evidence["f16"], worse, taught.base, LIMITS)
+    worse = tuple(Nll(2 * row.nats + 1e2, row.tokens) for row in taught.sums)
+    verdict = judged_from("f16", evidence["f16"], taught, worse)
     assert refused(verdict) == {"not_another_model"}
 
 
@@ -172,7 +195,7 @@ def test_the_same_weights_with_another_chat_template_are_refused(taught: Taught,
     other = export(str(tmp_path / "model"), tmp_path / "gguf", ("f16",))["f16"]
     found = probe(other, taught)
     assert {"template_equal", "prompts_equal"} <= refused(judged("f16", found, taught))
-    assert found.unequal_prompts == 6
+    assert found.unequal_prompts == HELDOUT
     assert total(found.rows).nats == pytest.approx(total(taught.sums).nats, rel=0.01)  # the weights are the same
 
 

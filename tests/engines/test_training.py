@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from merges import judge_merge
 from prepared import Adapter, describe, pairs, render, request, train
 
-from checks import merge as merge_gate
 from checks import quality as quality_gate
 from checks import training as training_gate
 from loragate.child import Progress, ignore
@@ -19,12 +19,12 @@ from loragate.comparison import ComparePaired
 from loragate.config import Train
 from loragate.engines import adapters, packing, paired, training
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
-from loragate.engines.merging import compare, merge
+from loragate.engines.merging import merge
 from loragate.engines.scoring import score
 from loragate.errors import ConfigError
 from loragate.limits import MergeLimits, QualityLimits, TrainingLimits
 from loragate.perplexity import Nll, total
-from loragate.work import Answer, Base, CompareMerged, MergeAdapter, Model
+from loragate.work import Answer, Base, MergeAdapter, Model
 
 SHORT: dict[str, Any] = {
     "r": 4,
@@ -347,9 +347,7 @@ def test_a_merged_qlora_model_equals_the_one_that_was_trained(
     base: Base, rows: Path, tmp_path: Path, qlora: Adapter
 ) -> None:
     model = Model(base, str(qlora.folder), quantized=True, dtype="float32")
-    merge(MergeAdapter(model, str(tmp_path)), ignore)
-    evidence = compare(CompareMerged(model, str(tmp_path), f"{rows}/heldout.jsonl", 6), ignore)
-    verdict = merge_gate.judge(evidence, MergeLimits())
+    merge(MergeAdapter(model, str(tmp_path / "merged")), ignore)
+    verdict = judge_merge(model, tmp_path / "merged", rows / "heldout.jsonl", tmp_path, MergeLimits())
     assert verdict.status == "pass", verdict.sentence
-    assert evidence.kl_adapter < 1e-6
-    assert torch.isfinite(torch.tensor(evidence.kl_base))
+    assert next(finding.value for finding in verdict.findings if finding.rule == "kl") < 1e-6

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from merges import judge_merge
 
-from checks import merge, training
 from checks import preflight as preflight_gate
+from checks import training
 from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines import adapters, merging, preflight, scoring
@@ -14,7 +15,7 @@ from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
 from loragate.limits import MergeLimits, PreflightLimits, TrainingLimits
 from loragate.perplexity import total
-from loragate.work import Base, CompareMerged, MeasureModel, MergeAdapter, Method, Model, Preflight, TrainAdapter
+from loragate.work import Base, MeasureModel, MergeAdapter, Method, Model, Preflight, TrainAdapter
 
 pytestmark = pytest.mark.gpu
 
@@ -23,8 +24,10 @@ def test_bfloat16_is_chosen_on_the_device() -> None:
     assert choose_dtype("auto") == torch.bfloat16
 
 
-def test_scores_on_the_device_equal_those_of_the_cpu(base: Base, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = MeasureModel(Model(base, dtype="float32"), str(rows), (), 1, 4096)
+def test_scores_on_the_device_equal_those_of_the_cpu(
+    base: Base, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = MeasureModel(Model(base, dtype="float32"), str(rows), (), 1, 4096, str(tmp_path), {})
     with monkeypatch.context() as without:  # first, because Liger's kernels stay in the model's module
         without.setattr(torch.cuda, "is_available", lambda: False)
         on_cpu = total(scoring.measure(request, ignore).rows)
@@ -44,8 +47,7 @@ def test_training_and_merging_pass_their_gates(base: Base, rows: Path, tmp_path:
     assert trained.dtype == "bfloat16"
     model = Model(base, adapter, quantized=method == "qlora")
     merging.merge(MergeAdapter(model, merged), ignore)
-    evidence = merging.compare(CompareMerged(model, merged, str(rows), 16), ignore)
-    verdict = merge.judge(evidence, MergeLimits(max_kl_bfloat16=0.05))
+    verdict = judge_merge(model, Path(merged), rows, tmp_path, MergeLimits(max_kl_bfloat16=0.05))
     assert verdict.status == "pass", verdict.sentence
 
 

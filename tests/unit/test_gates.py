@@ -7,24 +7,14 @@ from typing import Any
 
 import pytest
 
-from checks import data, gguf_file, merge, preflight, training
-from loragate.limits import DataLimits, GgufLimits, MergeLimits, PreflightLimits, TrainingLimits
-from loragate.perplexity import Nll
-from loragate.record import CurvePoint, Merge, MergeCandidate
+from checks import data, preflight, training
+from loragate.limits import DataLimits, PreflightLimits, TrainingLimits
+from loragate.record import CurvePoint
 from loragate.row_work import CheckedFacts, RuleResult
 from loragate.verdicts import Verdict
-from loragate.work import (
-    AdapterEvidence,
-    Answer,
-    Base,
-    GgufEvidence,
-    MergeEvidence,
-    PreflightEvidence,
-    Trained,
-)
+from loragate.work import AdapterEvidence, PreflightEvidence, Trained
 
 NAN, INF = math.nan, math.inf
-STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)
 
 
 def refusing(verdict: Verdict) -> set[str]:
@@ -157,100 +147,6 @@ def test_training_gate_refuses(trained: dict[str, Any], adapter: dict[str, Any],
     assert refusing(found) == rules
 
 
-FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)
-
-
-GOOD_MERGE = MergeEvidence(
-    kl_adapter=1e-6,
-    kl_base=0.5,
-    top1_agreement=1.0,
-    positions=200,
-    unchanged=(),
-    altered=(),
-    missing=(),
-    same_ties=True,
-    dtype="float32",
-)
-
-
-@pytest.mark.parametrize(
-    ("changes", "rules"),
-    [
-        ({}, set()),
-        ({"kl_adapter": 1e-5, "kl_base": 1e-4}, set()),
-        ({"kl_adapter": 1.1e-5}, {"merged_is_adapter"}),
-        ({"kl_adapter": 1.1e-5, "dtype": "bfloat16"}, set()),
-        ({"kl_adapter": 5.1e-3, "dtype": "bfloat16"}, {"merged_is_adapter"}),
-        ({"kl_adapter": NAN}, {"merged_is_adapter"}),
-        ({"kl_adapter": INF}, {"merged_is_adapter"}),
-        ({"kl_base": 0.9e-4}, {"merged_is_not_base"}),
-        ({"kl_base": NAN}, {"merged_is_not_base"}),
-        ({"kl_base": INF}, {"merged_is_not_base"}),
-        ({"positions": 0}, {"positions_compared"}),
-        (
-            {"positions": 0, "kl_adapter": NAN, "kl_base": NAN},
-            {"positions_compared", "merged_is_adapter", "merged_is_not_base"},
-        ),
-        ({"unchanged": ("q_proj",)}, {"adapted_weights_changed"}),
-        ({"altered": ("embed",)}, {"other_weights_kept"}),
-        ({"missing": ("lm_head",)}, {"same_tensors"}),
-        ({"same_ties": False}, {"same_ties"}),
-    ],
-)
-def test_merge_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
-    assert refusing(merge.judge(replace(GOOD_MERGE, **changes), MergeLimits())) == rules
-
-
-def candidate(name: str, kl: float, perplexity: float) -> MergeCandidate:
-    return MergeCandidate(name, kl, 1.0, Nll(10 * math.log(perplexity), 10))
-
-
-CHOICES: list[tuple[tuple[float, float], tuple[float, float], str]] = [
-    ((1e-9, 10.0), (0.2, 11.0), "dequantised"),
-    ((1e-9, 10.0), (0.2, 5.0), "dequantised"),  # a better model, but not the one that was trained
-    ((2e-6, 10.0), (1e-6, 10.0), "original"),
-    ((1e-6, 10.0), (2e-6, 9.95), "dequantised"),
-    ((1e-6, 10.0), (2e-6, 9.8), "original"),
-    ((1e-6, 10.0), (2e-5, 9.8), "dequantised"),
-    ((0.3, 10.0), (0.2, 20.0), "original"),  # both too far: the gate refuses either
-    ((NAN, 10.0), (1e-6, 10.0), "original"),
-    ((1e-6, 10.0), (NAN, 9.0), "dequantised"),
-]
-
-
-@pytest.mark.parametrize(("dequantised", "original", "name"), CHOICES)
-def test_merge_gate_lets_only_the_best_candidate_pass(
-    dequantised: tuple[float, float], original: tuple[float, float], name: str
-) -> None:
-    candidates = (candidate("dequantised", *dequantised), candidate("original", *original))
-    assert merge.choose(candidates, "float32", MergeLimits()).name == name
-    for kept in ("dequantised", "original"):
-        verdict = merge.judge(GOOD_MERGE, MergeLimits(), Merge(kept, "float32", "streamed", candidates))
-        assert refusing(verdict) == (set() if kept == name else {"best_candidate"})
-
-
-@pytest.mark.parametrize(("kl", "perplexity"), [(NAN, 10.0), (INF, 10.0), (1e-6, INF), (1e-6, NAN)])
-def test_merge_gate_refuses_candidates_without_numbers(kl: float, perplexity: float) -> None:
-    merged = Merge("original", "float32", "streamed", (candidate("original", kl, perplexity),))
-    assert refusing(merge.judge(GOOD_MERGE, MergeLimits(), merged)) == {"best_candidate"}
-
-
-def test_merge_gate_of_a_single_merge_has_no_choice_to_judge() -> None:
-    plain = merge.judge(GOOD_MERGE, MergeLimits())
-    assert merge.judge(GOOD_MERGE, MergeLimits(), Merge("original", "float32", "streamed")) == plain
-
-
-BASE = Base(
-    path="base",
-    commit="",
-    trust_remote_code=False,
-    stop_ids=(2, 7),
-    end_id=2,
-    template="{{ m }}",
-    parameters=9,
-    vocabulary=100,
-)
-MERGED = Nll(20.0, 10)
 GOOD_PREFLIGHT = PreflightEvidence(
     rows=4,
     packed=True,
@@ -289,73 +185,3 @@ GOOD_PREFLIGHT = PreflightEvidence(
 )
 def test_preflight_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
     assert refusing(preflight.judge(replace(GOOD_PREFLIGHT, **changes), PreflightLimits())) == rules
-
-
-GOOD_GGUF = GgufEvidence(
-    rows=(Nll(12.0, 6), Nll(8.0, 4)),
-    row_texts=20,
-    unequal_row_texts=(),
-    probes=10,
-    unequal_probes=(),
-    template=BASE.template,
-    unequal_prompts=0,
-    vocabulary=100,
-    stop_id=7,
-    taught_stops=(7,),
-    unknown_stops=(),
-    answers=FOUR_ANSWERS,
-)
-
-
-def scored(ratio: float) -> tuple[Nll, ...]:
-    """Sums whose perplexity is this many times the merged model's."""
-    return (Nll(20.0 + 10 * math.log(ratio), 10),)
-
-
-@pytest.mark.parametrize(
-    ("changes", "rules"),
-    [
-        ({}, set()),
-        ({"rows": scored(1.009)}, set()),
-        ({"rows": scored(1.011)}, {"perplexity_ratio"}),
-        ({"rows": scored(0.91)}, set()),
-        ({"rows": scored(0.89)}, {"not_another_model"}),
-        ({"rows": (Nll(NAN, 10),)}, {"perplexity_ratio", "not_another_model"}),
-        ({"rows": (Nll(INF, 10),)}, {"perplexity_ratio", "not_another_model"}),
-        ({"rows": ()}, {"same_tokens", "perplexity_ratio", "not_another_model"}),
-        ({"rows": (Nll(12.0, 6),)}, {"same_tokens"}),
-        ({"row_texts": 0}, {"token_ids_equal"}),
-        ({"unequal_row_texts": ("grün",)}, {"token_ids_equal"}),
-        ({"probes": 0}, {"probe_ids_equal"}),
-        ({"unequal_probes": ("grün",)}, set()),
-        ({"unequal_probes": ("grün", "½")}, {"probe_ids_equal"}),
-        ({"vocabulary": 99}, {"same_vocabulary"}),
-        ({"template": ""}, {"template_equal"}),
-        ({"template": BASE.template + " "}, {"template_equal"}),
-        ({"unequal_prompts": 1}, {"prompts_equal"}),
-        ({"stop_id": 3}, {"stop_token_known"}),
-        ({"taught_stops": ()}, {"taught_stops_end_answers"}),
-        ({"taught_stops": (7, 9), "unknown_stops": (9,)}, {"taught_stops_end_answers"}),
-        ({"answers": ()}, {"stop_share"}),
-        ({"answers": FOUR_ANSWERS[1:]}, {"stop_share"}),
-    ],
-)
-def test_gguf_gate_refuses(changes: dict[str, Any], rules: set[str]) -> None:
-    evidence = replace(GOOD_GGUF, **changes)
-    assert refusing(gguf_file.judge("f16", evidence, MERGED, BASE, GgufLimits())) == rules
-
-
-@pytest.mark.parametrize("bad", [Nll(NAN, 10), Nll(INF, 10), Nll(-INF, 10), Nll(8000.0, 10)])
-def test_gguf_gate_refuses_a_merged_model_without_a_perplexity(bad: Nll) -> None:
-    verdict = gguf_file.judge("f16", GOOD_GGUF, bad, BASE, GgufLimits())
-    assert refusing(verdict) == {"perplexity_ratio", "not_another_model"}
-
-
-@pytest.mark.parametrize(
-    ("name", "allowed", "refused"), [("f16", 1.009, 1.011), ("q8_0", 1.019, 1.021), ("q4_k_m", 1.149, 1.151)]
-)
-def test_gguf_gate_has_a_limit_for_each_quantisation(name: str, allowed: float, refused: float) -> None:
-    for ratio, rules in ((allowed, set()), (refused, {"perplexity_ratio"})):
-        verdict = gguf_file.judge(name, replace(GOOD_GGUF, rows=scored(ratio)), MERGED, BASE, GgufLimits())
-        assert verdict.gate == f"gguf_{name}"
-        assert refusing(verdict) == rules

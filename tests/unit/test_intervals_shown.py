@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from loragate.comparison import Comparison
 from loragate.engines.report import render_report
+from loragate.ladder import Rung
 from loragate.listing import describe
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, Opened, Rung, summary
+from loragate.record import AttemptRecord, Closed, Opened, summary
 from loragate.verdicts import Finding, conclude
 
 COMPARED = Comparison(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loragate.comparison import Comparison
 from loragate.histogram import Histogram, histogram
+from loragate.ladder import Rung
 from loragate.perplexity import Nll
 from loragate.plan import DeviceFacts, Memory, ModelFacts, Plan, RowFacts
 from loragate.record import (
@@ -24,7 +25,6 @@ from loragate.record import (
     Merge,
     MergeCandidate,
     Opened,
-    Rung,
     Sample,
     Tracked,
     now,

@@ -21,8 +21,9 @@ from loragate.engines.report_text import (
     when,
 )
 from loragate.histogram import Histogram, histogram
+from loragate.ladder import Divergence, Rung
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Rung, Sample, Tracked
+from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Sample, Tracked
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_most, conclude
 
@@ -293,9 +294,14 @@ def test_a_steep_ladder_is_drawn_on_a_logarithmic_axis_and_says_so() -> None:
 
 
 def test_ladder_ratios_are_to_the_rung_before_and_to_the_first() -> None:
-    rungs = tuple(Rung(name, Nll(math.log(value), 1)) for name, value in [("baseline", 8), ("tuned", 4), ("merged", 5)])
+    far = {"tuned": Divergence(0.25, 0.5, 40)}
+    rungs = (
+        *(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(math.log(4), 1), "baseline")),
+        *(Rung("merged", Nll(math.log(5), 1), "tuned", far), Rung("gguf_q8_0", Nll(math.log(10), 1), "merged")),
+    )
     text = "".join(Page(render_report(replace(EMPTY, ladder=rungs))).text.split())
-    assert f"merged1.60915{TIMES}1.250{TIMES}0.625" in text
+    assert f"mergedmergingoftuned5{TIMES}1.250–0.250.5{TIMES}0.625" in text
+    assert f"gguf_q8_0quantisationofmerged10{TIMES}2.000–––{TIMES}1.250" in text
 
 
 def words(record: AttemptRecord) -> str:

@@ -35,6 +35,7 @@ def judge(name: str, evidence: GgufEvidence, hop: Hop, base: Base, limits: GgufL
                 0,
                 "number of questions that the file renders differently",
             ),
+            _same_start(evidence, base),
             exactly(
                 "beginnings_equal",
                 evidence.unequal_begins,
@@ -66,6 +67,13 @@ def _same_template(evidence: GgufEvidence, base: Base) -> Finding:
         "the file's chat template equals the training one" if same else "the file has another chat template, or none"
     )
     return Finding("template_equal", same, detail)
+
+
+def _same_start(evidence: GgufEvidence, base: Base) -> Finding:
+    """A file that begins texts otherwise than the tokenizer doubles the token of a beginning, or leaves it out."""
+    does = "begins plain text with a token of its own" if evidence.adds_start else "begins plain text as it is"
+    same = evidence.adds_start == base.adds_start
+    return Finding("start_as_tokenizer", same, f"the file {does}, {'as' if same else 'unlike'} the training tokenizer")
 
 
 def _taught_stops(evidence: GgufEvidence) -> Finding:

@@ -63,6 +63,11 @@ def judge(
             none_of("other_weights_kept", evidence.altered, "weights without an adapter differ from the base's"),
             none_of("same_tensors", evidence.missing, "tensors are missing, added or of another shape"),
             _same_ties(evidence),
+            none_of(
+                "same_tokenizer",
+                evidence.other_tokenizer,
+                "parts of its tokenizer are not the base's",
+            ),
             *([_best_candidate(merged, limits)] if merged.candidates else []),
         ],
     )

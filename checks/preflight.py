@@ -1,7 +1,9 @@
 """The preflight gate: whether training would compute what it says, tried on real rows before it starts."""
 
+from dataclasses import replace
+
 from loragate.limits import PreflightLimits
-from loragate.verdicts import Verdict, at_least, at_most, conclude, exactly, none_of
+from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
 from loragate.work import PreflightEvidence
 
 
@@ -31,6 +33,7 @@ def judge(evidence: PreflightEvidence, limits: PreflightLimits) -> Verdict:
                 limits.max_gradient_difference_float32 if exact else limits.max_gradient_difference_bfloat16,
                 "difference of the gradients of all rows together and one by one, as a share,",
             ),
+            _stops_taught(evidence),
             none_of("gradient_reaches", evidence.modules_without_gradient, "adapted modules get no gradient"),
             exactly(
                 "trainable_count",
@@ -41,3 +44,10 @@ def judge(evidence: PreflightEvidence, limits: PreflightLimits) -> Verdict:
             at_least("modules_adapted", evidence.modules, 1, "number of modules with an adapter"),
         ],
     )
+
+
+def _stops_taught(evidence: PreflightEvidence) -> Finding:
+    """Whether the rows that training reads still teach answers to end: a mask shifted by one token does not."""
+    what = "number of rows whose answers are not taught to end"
+    finding = exactly("stops_taught", evidence.unended, 0, what)
+    return replace(finding, detail=f"{finding.detail}: {evidence.first_unended}") if evidence.unended else finding

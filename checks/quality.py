@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from checks import algebra
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
-from loragate.verdicts import Finding, Verdict, at_least, conclude, exactly
-from loragate.work import Answer
+from loragate.perplexity import Nll
+from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
+from loragate.work import Answer, Trained
 
 
-def judge(compared: Comparison, answers: Sequence[Answer], limits: QualityLimits) -> Verdict:
-    """Judge the comparison with the base on the same held-out rows, and the tuned model's sampled answers."""
+def judge(compared: Comparison, answers: Sequence[Answer], trained: Trained, limits: QualityLimits) -> Verdict:
+    """Judge the comparison with the base on the same held-out rows, and the tuned model's sampled answers.
+
+    Args:
+        trained: What training itself measured on those rows.
+    """
     before, after = compared.before.tokens, compared.after.tokens
     return conclude(
         "quality",
         [
             exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
+            reloaded(compared.after, trained, limits),
             shown_ratio("perplexity_ratio", compared, limits.max_perplexity_ratio, limits.alpha),
             stop_share(answers, limits.min_stop_share),
         ],
@@ -59,6 +65,15 @@ def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
         return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
     needed = max(needed, compared.rows + 1)
     return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"
+
+
+def reloaded(tuned: Nll, trained: Trained, limits: QualityLimits) -> Finding:
+    """Judge whether the adapter on disk scores the held-out rows as it did in training when it was saved."""
+    before = next((p.heldout_loss for p in trained.curve if p.step == trained.best_step), None)
+    apart = abs(tuned.mean - before) if before is not None else math.nan
+    exact = trained.dtype == "float32"
+    limit = limits.max_reload_difference_float32 if exact else limits.max_reload_difference_bfloat16
+    return at_most("reloaded_as_trained", apart, limit, "held-out loss now and in training: difference in nats a token")
 
 
 def stop_share(answers: Sequence[Answer], limit: float) -> Finding:

@@ -2,13 +2,14 @@
 
 import math
 
+from loragate.config import Train
 from loragate.limits import TrainingLimits
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
-from loragate.work import AdapterEvidence, Trained
+from loragate.work import ADAPTER_SETTINGS, AdapterEvidence, Trained
 
 
-def judge(trained: Trained, adapter: AdapterEvidence, limits: TrainingLimits) -> Verdict:
-    """Judge a training by its curve and by the adapter it left on disk."""
+def judge(trained: Trained, adapter: AdapterEvidence, settings: Train, limits: TrainingLimits) -> Verdict:
+    """Judge a training by its curve and by the adapter it left on disk, with the run file's settings."""
     return conclude(
         "training",
         [
@@ -31,6 +32,7 @@ def judge(trained: Trained, adapter: AdapterEvidence, limits: TrainingLimits) ->
                 trained.trainable,
                 "number of weights in the released adapter",
             ),
+            _same_settings(adapter, settings),
             _as_wanted(trained),
         ],
     )
@@ -56,6 +58,20 @@ def _heldout_measured(trained: Trained) -> Finding:
     best = min((loss for loss in losses if math.isfinite(loss)), default=math.nan)
     detail = f"best held-out loss {best:.4f} nats per token, at step {trained.best_step} of {len(trained.curve)}"
     return Finding("heldout_loss_finite", math.isfinite(best) and trained.best_step > 0, detail, value=best)
+
+
+def _same_settings(adapter: AdapterEvidence, settings: Train) -> Finding:
+    """An adapter is multiplied by what its own file says, whatever it was trained with."""
+    wanted = (
+        *(settings.r, settings.alpha, settings.rslora, settings.dora),
+        *(dict(settings.rank_pattern), dict(settings.alpha_pattern)),
+    )
+    other = tuple(
+        f"{name} is {adapter.settings.get(name)}, trained with {value}"
+        for name, value in zip(ADAPTER_SETTINGS, wanted, strict=True)
+        if adapter.settings.get(name) != value
+    )
+    return none_of("scale_as_trained", other, "settings of the released adapter are not those it was trained with")
 
 
 def _as_wanted(trained: Trained) -> Finding:

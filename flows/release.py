@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from loragate.attempt import Attempt
 from tasks.attempts import attempted
 from tasks.compare_models import compare_models
 from tasks.export_gguf import export_gguf, probe_gguf
@@ -22,29 +23,33 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
     Steps that an earlier attempt has finished on the same inputs are reused; gates judge anew each time.
     """
     with attempted(config, home, overrides) as attempt:
-        base = fetch_base(attempt)
-        rows = prepare_rows(attempt, base)
-        rows = data_gate(attempt, rows)
-        plan = plan_training(attempt, base, rows)
-        plan_gate(attempt, plan)
-
-        baseline = measure_model(attempt, "baseline", base, rows)
-        preflight_gate(attempt, preflight(attempt, base, rows))
-        adapter = train_adapter(attempt, base, rows, plan)
-        training_gate(attempt, adapter)
-
-        tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
-        compared = compare_models(attempt, "tuned", baseline, tuned)
-        quality_gate(attempt, compared, baseline, tuned, rows)
-
-        merged = merge_adapter(attempt, base, adapter, rows)
-        remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])
-        merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged), tuned, remeasured)
-
-        ladder = {"merged": remeasured}
-        for name, gguf in export_gguf(attempt, merged.ref).items():
-            probed = probe_gguf(attempt, name, gguf, base, rows, ladder)
-            gguf_gate(attempt, probed, base)
-            ladder[name] = probed.measured
-
+        walk(attempt)
         return register_release(attempt)
+
+
+def walk(attempt: Attempt) -> None:
+    """Walk the road up to the last gate."""
+    base = fetch_base(attempt)
+    rows = prepare_rows(attempt, base)
+    rows = data_gate(attempt, rows)
+    plan = plan_training(attempt, base, rows)
+    plan_gate(attempt, plan)
+
+    baseline = measure_model(attempt, "baseline", base, rows)
+    preflight_gate(attempt, preflight(attempt, base, rows))
+    adapter = train_adapter(attempt, base, rows, plan)
+    training_gate(attempt, adapter)
+
+    tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
+    compared = compare_models(attempt, "tuned", baseline, tuned)
+    quality_gate(attempt, compared, baseline, tuned, rows, adapter)
+
+    merged = merge_adapter(attempt, base, adapter, rows)
+    remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])
+    merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged), tuned, remeasured)
+
+    ladder = {"merged": remeasured}
+    for name, gguf in export_gguf(attempt, merged.ref).items():
+        probed = probe_gguf(attempt, name, gguf, base, rows, ladder)
+        gguf_gate(attempt, probed, base)
+        ladder[name] = probed.measured

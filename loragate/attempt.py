@@ -89,6 +89,7 @@ class Attempt:
         """Begin an attempt; nothing is on record until the first `note`."""
         self.run = run
         self.home = home
+        self.kind = kind
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.journal = home.journal(self.id, kind)
 
@@ -110,6 +111,10 @@ class Attempt:
         """Put a verdict on record and tell it."""
         self.note("verdict", verdict.gate, verdict)
         tell(f"{verdict.gate:>12}  {verdict.status.upper()}  ({len(verdict.findings)} rules)")
+
+    def stops(self, verdict: Verdict) -> bool:
+        """Whether a verdict ends the road."""
+        return verdict.refuses
 
     def forget(self) -> None:
         """Take this attempt off the record: it found that nothing was left to do."""

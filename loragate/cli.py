@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import click
 
 from loragate import __version__
-from loragate.errors import GateRefusedError, LoragateError
+from loragate.errors import GateRefusedError, LoragateError, VerificationError
 
 if TYPE_CHECKING:
     from loragate.home import Home, Kind
@@ -152,6 +152,58 @@ def release(
         put_outcome(place, outcome, "record", as_json)
         if outcome["verdict"] == "refused":
             sys.exit(GateRefusedError.exit_code)
+
+
+@main.command()
+@config_argument
+@overrides_option
+@click.option("--only", multiple=True, metavar="DEFECT", help="Plant this defect alone; repeatable. See --catalogue.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="GATE",
+    help="Have this gate (data, plan, preflight, training, quality, merge, gguf) judge and not refuse: shows what the "
+    "others catch in its place.",
+)
+@click.option("--catalogue", is_flag=True, help="List the defects and the gate that should catch each; plant none.")
+@common
+def sabotage(  # noqa: PLR0913 - one parameter an option
+    config: Path,
+    overrides: tuple[str, ...],
+    only: tuple[str, ...],
+    without: tuple[str, ...],
+    catalogue: bool,
+    home: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Test the gates: plant known defects into copies of a run, one at a time, and tell which gate catches each.
+
+    The run is released first, or found released; what it made is reused, and a defect trains anew only where it has
+    to. Nothing that a defect made is kept or registered. Exits with 4 where a defect was not caught by the gate that
+    should catch it.
+    """
+    with answered(verbose):
+        place = prepare(config, overrides, home, quiet, verbose)
+        from loragate.defects import CATALOGUE
+        from loragate.listing import catalogue_table, sabotage_table
+        from loragate.orchestrator import prefect_server
+
+        if catalogue:
+            put(catalogue_table(CATALOGUE))
+            return
+        with prefect_server(place) as ready:
+            from flows.sabotage import sabotage as sabotage_run
+
+            ready()
+            outcome = sabotage_run(str(config), str(place.root), list(overrides), list(only), list(without))
+        if as_json:
+            put_json(outcome)
+        else:
+            put(sabotage_table(outcome))
+        if outcome["score"] != 1:
+            sys.exit(VerificationError.exit_code)
 
 
 @main.command("list")

@@ -51,3 +51,7 @@ class VerificationError(LoragateError, ValueError):
 
 class StepError(LoragateError, RuntimeError):
     """A step ended without an answer: its process died or a tool it ran failed."""
+
+
+class NotApplicableError(LoragateError, ValueError):
+    """A defect cannot be planted, because the run has not what it needs."""

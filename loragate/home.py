@@ -11,7 +11,7 @@ from loragate.errors import VerificationError
 from loragate.record import AttemptRecord, Journal
 from loragate.store import Store
 
-Kind = Literal["record", "checks"]
+Kind = Literal["record", "checks", "sabotage"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ def _course(settings: Train, plan: Plan, limits: PlanLimits) -> Iterator[Finding
         "adapters want ten times the rate of full training, and hardly move below it (TRL's guide to peft; Unsloth "
         "and the tutorials for peft use 1e-4 to 2e-4)",
     )
+    yield at_most("learning_rate_usable", rate, limits.max_usable_rate, what)
     yield _warning(
         at_most("learning_rate_high", rate, limits.max_learning_rate, what),
         "the largest rate of Hu et al. 2021 is 5e-4 (arXiv 2106.09685, table 9); beyond twice that training may "

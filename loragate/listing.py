@@ -3,7 +3,9 @@
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from loragate.defects import CATALOGUE, Defect
 from loragate.errors import ConfigError
 from loragate.ladder import Rung
 from loragate.plan import GIGABYTE, Plan
@@ -282,3 +284,25 @@ def _merges(record: AttemptRecord) -> list[str]:
         agreed = f"top-1 agreement {each.top1_agreement:.4f}"
         lines.append(f"  {each.name:<16} {each.nll.perplexity:10.3f}   KL {each.kl:.3g}   {agreed}")
     return [*lines, ""]
+
+
+def catalogue_table(catalogue: Sequence[Defect]) -> str:
+    """Every defect that can be planted, and the gate that should catch it."""
+    lines = [f"{'defect':<22}  {'gate':<9}  what is wrong"]
+    return "\n".join([*lines, *(f"{each.name:<22}  {each.gate:<9}  {each.what}" for each in catalogue)])
+
+
+def sabotage_table(outcome: Mapping[str, Any]) -> str:
+    """What became of each defect, the kill score, and of every survivor what it means and what to do."""
+    known = {each.name: each for each in CATALOGUE}
+    lines = [f"{'defect':<22}  {'result':<14}  {'gate':<12}  rules"]
+    for each in outcome["defects"]:
+        rules = ", ".join(each["rules"]) or "-"
+        lines.append(f"{each['defect']:<22}  {each['status']:<14}  {each['gate'] or '-':<12}  {rules}")
+    for each in (each for each in outcome["defects"] if each["status"] != "caught"):
+        defect, said = known[each["defect"]], each["said"].rstrip(".")
+        told = f"It should be caught by the {defect.gate} gate; {said}. What to do: {defect.advice}."
+        lines += ["", f"{defect.name}: {defect.what}.", *textwrap.wrap(told, WIDTH)]
+    score = f"{outcome['score']:.3f}" if math.isfinite(outcome["score"]) else "none"
+    caught = f"{outcome['caught']} of {outcome['planted']} caught by the gate that should"
+    return "\n".join([*lines, "", f"kill score {score}: {caught}"])

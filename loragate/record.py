@@ -16,6 +16,7 @@ from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
 from loragate.comparison import Comparison
+from loragate.defects import Planted
 from loragate.errors import VerificationError
 from loragate.histogram import Histogram
 from loragate.ladder import Rung
@@ -42,6 +43,7 @@ Event = Literal[
     "samples",
     "merge",
     "artifact",
+    "planted",
     "closed",
 ]
 
@@ -172,6 +174,7 @@ class AttemptRecord:
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
         comparisons: Models held against the one that they were made from row by row, by the name of their rung.
         merge: How the adapter was merged; None where it was not.
+        planted: What became of the defects that were planted to test the gates; none elsewhere.
     """
 
     opened: Opened
@@ -190,6 +193,7 @@ class AttemptRecord:
     artifacts: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    planted: tuple[Planted, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -262,6 +266,7 @@ class Journal:
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
             seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
+            planted=tuple(_as(Planted, v) for v in seen.get("planted", {}).values()),
         )
 
 

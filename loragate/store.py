@@ -156,6 +156,22 @@ def write_atomically(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+def copy_linked(source: str, folder: Path) -> None:
+    """Fill a folder with another one's files without copying their bytes, where the file system can.
+
+    A file of the copy must not be written to in place: its bytes are the source's.
+    """
+    shutil.copytree(source, folder, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
 @contextmanager
 def locked(path: Path, holder: str) -> Iterator[None]:
     """Hold an operating-system lock that ends with its process, whatever ends that.

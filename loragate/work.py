@@ -6,6 +6,8 @@ Paths are absolute strings; a request says everything its engine needs, so an en
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import JsonValue as Json
+
 from loragate.config import Train
 from loragate.ladder import Divergence
 from loragate.perplexity import Nll
@@ -42,6 +44,7 @@ class Base:
         commit: Hub commit, empty for local models.
         stop_ids: Ids that end an answer: the tokenizer's and the generation config's end tokens.
         end_id: The tokenizer's end token, which ends plain text.
+        adds_start: Whether the tokenizer begins plain text with a token of its own.
         template: The chat template's source.
         vocabulary: Rows of the embedding.
         parameters: Number of parameters.
@@ -52,6 +55,7 @@ class Base:
     trust_remote_code: bool
     stop_ids: tuple[int, ...]
     end_id: int
+    adds_start: bool
     template: str
     vocabulary: int
     parameters: int
@@ -194,7 +198,7 @@ class Preflight:
 
     Attributes:
         train: File of rendered training rows.
-        rows: How many of them to try.
+        rows: How many of them to try; that answers are taught to end is looked up in all of them.
     """
 
     base: Base
@@ -213,6 +217,9 @@ class PreflightEvidence:
         dora: Whether the adapter is of DoRA, whose start equals the base but for rounding.
         row_difference: Largest difference of a row's loss, as training computes it, from the model's own, as a share.
         gradient_difference: Difference of the gradients of the rows together and one by one, as a share.
+        unended: How many training rows have an answer whose last taught token does not end an answer although it did
+            when the row was rendered.
+        first_unended: Where the first of them stands, empty where there is none.
         modules, modules_without_gradient, trainable, predicted_trainable, dtype: As in `Trained`.
     """
 
@@ -222,11 +229,17 @@ class PreflightEvidence:
     dora: bool
     row_difference: float
     gradient_difference: float
+    unended: int
+    first_unended: str
     modules: int
     modules_without_gradient: tuple[str, ...]
     trainable: int
     predicted_trainable: int
     dtype: str
+
+
+ADAPTER_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""Settings in an adapter's file that decide by what its weights are multiplied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +250,13 @@ class AdapterEvidence:
         parameters: Number of weights.
         zero_modules: lora_B tensors that are all zero: modules where the adapter does nothing.
         not_finite: Tensors with a NaN or an infinity.
+        settings: What its own settings say of `ADAPTER_SETTINGS`, as JSON values.
     """
 
     parameters: int
     zero_modules: tuple[str, ...]
     not_finite: tuple[str, ...]
+    settings: dict[str, Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +299,7 @@ class MergeEvidence:
         altered: Tensors outside the adapted (for QLoRA: quantised) matrices that differ from the base's.
         missing: Tensors of the base that merged lacks, or the other way round, or whose shape differs.
         same_ties: Whether input and output embeddings are tied as in the base.
+        other_tokenizer: What of the tokenizer beside the merged weights is not the base's.
         dtype: Number format of the merged weights.
     """
 
@@ -291,6 +307,7 @@ class MergeEvidence:
     altered: tuple[str, ...]
     missing: tuple[str, ...]
     same_ties: bool
+    other_tokenizer: tuple[str, ...]
     dtype: str
 
 
@@ -339,6 +356,7 @@ class GgufEvidence:
         stop_id: The end token of the file.
         taught_stops: Tokens by which answers of the rows are taught to end.
         unknown_stops: Those by which llama.cpp does not end an answer.
+        adds_start: Whether the file has llama.cpp begin a text with the token of a beginning.
         unequal_begins: Questions that llama.cpp, left to itself, begins with other tokens than training did.
         quantization: Number format of most of its weights by its own account, e.g. q8_0; empty where it says none.
         divergences: As in `Measured`.
@@ -359,6 +377,7 @@ class GgufEvidence:
     stop_id: int
     taught_stops: tuple[int, ...]
     unknown_stops: tuple[int, ...]
+    adds_start: bool
     unequal_begins: int
     quantization: str
     answers: tuple[Answer, ...]
@@ -366,3 +385,22 @@ class GgufEvidence:
     size_bytes: int
     load_seconds: float
     tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlantDefect:
+    """Plant a defect into a copy of what a step has made; the original is linked to and must not be written to.
+
+    Attributes:
+        name: Of the defect.
+        folder: The copy; for a chat template an empty folder that the base model is copied to.
+        model: The base, and the adapter that was merged.
+        rows: File of rendered training rows of the sound run.
+        seed: Decides what is hit where several things could be.
+    """
+
+    name: str
+    folder: str
+    model: Model
+    rows: str
+    seed: int

@@ -44,14 +44,17 @@ def preflight_gate(attempt: Attempt, evidence: PreflightEvidence) -> None:
 @task(name="training gate", **STEP)
 def training_gate(attempt: Attempt, adapter: Adapter) -> None:
     """Refuse a training that was not finite, did not reach every module, or left nothing."""
-    settle(attempt, training.judge(adapter.trained, adapter.evidence, attempt.config.gates.training))
+    config = attempt.config
+    settle(attempt, training.judge(adapter.trained, adapter.evidence, config.train, config.gates.training))
 
 
 @task(name="quality gate", **STEP)
-def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
+def quality_gate(
+    attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows, adapter: Adapter
+) -> None:
     """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
     attempt.note("samples", "", _samples(baseline, tuned, rows))
-    settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality))
+    settle(attempt, quality.judge(compared, tuned.answers, adapter.trained, attempt.config.gates.quality))
 
 
 @task(name="merge gate", **STEP)
@@ -84,8 +87,9 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
         for f in verdict.findings
     ]
     key = f"{attempt.config.model}-{verdict.gate}-gate".lower().replace("_", "-").replace(".", "-")
-    create_table_artifact(table=rows, key=key, description=verdict.sentence)
-    if verdict.refuses:
+    if attempt.kind != "sabotage":
+        create_table_artifact(table=rows, key=key, description=verdict.sentence)
+    if attempt.stops(verdict):
         raise GateRefusedError(verdict.sentence)
 
 

@@ -17,7 +17,7 @@ from loragate.engines.language_model import load_weights
 from loragate.errors import ConfigError, first_line
 from loragate.presets import ALL_LINEAR, EXPRESSION, pattern_of
 from loragate.store import write_atomically
-from loragate.work import AdapterEvidence, Base, Model
+from loragate.work import ADAPTER_SETTINGS, AdapterEvidence, Base, Model
 
 ADAPTER = "default"
 """The name that peft gives to a model's only adapter."""
@@ -119,9 +119,11 @@ def save_adapter(model: Any, folder: Path) -> None:
 def inspect_adapter(folder: str, report: Report) -> AdapterEvidence:
     """Read a saved adapter's weights back from disk."""
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    settings = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
     report(Progress(1, 1, "adapter"))
     return AdapterEvidence(
         parameters=sum(t.numel() for t in tensors.values()),
         zero_modules=tuple(name for name, t in tensors.items() if ".lora_B." in name and not bool(t.any())),
         not_finite=tuple(name for name, t in tensors.items() if not bool(t.isfinite().all())),
+        settings={name: settings.get(name) for name in ADAPTER_SETTINGS},
     )

@@ -25,6 +25,8 @@ ROLES = ("system", "user", "assistant", "tool")
 RESULTS = ("tool", "tool")
 """Results of several calls follow each other and count as one turn."""
 
+CANNED_WORDS = 12
+"""Words that an answer has before giving it to several questions is odd: shorter ones are labels and set phrases."""
 MARKS_COMPARED = 100
 """Rows at the start of each file whose supervised text is held against what the template itself marks as generated."""
 
@@ -40,6 +42,7 @@ class Facts:
         problem: Why it could not be read or rendered.
         roles_problem: What is wrong with the order of its roles.
         question, digest: 64 bits of the digests of its question and of the whole row.
+        answer: 64 bits of the digest of the words of its taught answers, 0 for fewer than `CANNED_WORDS` of them.
         answer_chars, longest_answer: Characters of the shortest and longest answer, without white space at its ends.
         tokens: Length in tokens after truncation.
         supervised: Supervised tokens after truncation.
@@ -59,6 +62,7 @@ class Facts:
     roles_problem: str
     question: int
     digest: int
+    answer: int
     answer_chars: int
     longest_answer: int
     tokens: int
@@ -197,6 +201,7 @@ class Examiner:
             roles_problem=draft.roles_problem,
             question=_bits(row.question_digest if row.messages else digest_text(row.place)),
             digest=_bits(row.digest if row.messages else digest_text(row.place)),
+            answer=_answer_bits(row),
             answer_chars=min(answers, default=0),
             longest_answer=max(answers, default=0),
             tokens=len(example.ids) if example else 0,
@@ -224,6 +229,11 @@ class Examiner:
 
 def _answers(row: Row) -> str:
     return "\n".join(m.content for m in row.messages if m.role in ("assistant", TEXT) and m.taught)
+
+
+def _answer_bits(row: Row) -> int:
+    words = words_of([_answers(row)])
+    return _bits(digest_text(" ".join(words))) if len(words) >= CANNED_WORDS else 0
 
 
 def _bits(digest: str) -> int:

@@ -25,7 +25,9 @@ gxe: Any = _gxe  # its names are there, but not exported as a type checker under
 MAX_EXAMPLES = 5
 REJECTS, DROPPED = "rejects.jsonl", "dropped.u8"
 SIDES = ("train", "heldout")
-FLAGS = frozenset({"truncated", "doubled_bos", "duplicate", "conflict", "leaked"})
+CANNED_QUESTIONS = 3
+"""Questions that one answer is given to before it counts as canned: two happens by chance."""
+FLAGS = frozenset({"truncated", "doubled_bos", "duplicate", "conflict", "canned", "leaked"})
 """Columns that say yes or no; other columns say what was found."""
 
 KNOWN = (
@@ -35,6 +37,7 @@ KNOWN = (
     "roles_problem",
     "question",
     "digest",
+    "answer",
     "answer_chars",
     "longest_answer",
     "tokens",
@@ -105,7 +108,15 @@ def read_facts(path: Path, near: Path, without: "pd.Index[int] | None" = None) -
     different = facts.loc[train, ["question", "digest"]].drop_duplicates()
     several = different.loc[different["question"].duplicated(), "question"]
     facts["conflict"] = train & facts["question"].isin(several)
+    facts["canned"] = train & facts["answer"].isin(_canned(facts[train]))
     return facts
+
+
+def _canned(train: pd.DataFrame) -> "pd.Index[int]":
+    """Answers that are given to several questions."""
+    pairs = train.loc[train["answer"] != 0, ["question", "answer"]].drop_duplicates()
+    counts = pairs["answer"].value_counts()
+    return counts.index[counts >= CANNED_QUESTIONS]
 
 
 def _near(path: Path, without: "pd.Index[int] | None") -> "pd.Series[str]":
@@ -156,6 +167,7 @@ def rules_for(side: str, limits: DataLimits) -> Iterator[Rule]:
         yield _mostly("no_duplicates", side, "duplicate", limits.max_duplicate_share)
         yield _warning(_mostly("no_near_duplicates", side, "near", limits.max_near_duplicate_share))
         yield _warning(_mostly("one_answer_per_question", side, "conflict", limits.max_conflict_share))
+        yield _mostly("no_canned_answers", side, "canned", limits.max_canned_share)
         yield _mostly("not_in_protected", side, "passage", limits.max_passage_share)
     else:
         yield _mostly("not_in_training_rows", side, "leaked", limits.max_leaked_share)

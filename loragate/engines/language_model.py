@@ -105,6 +105,7 @@ def _describe(folder: Path, commit: str, trust_remote_code: bool) -> Base:
         trust_remote_code=trust_remote_code,
         stop_ids=_stop_ids(folder, tokenizer),
         end_id=_end_id(tokenizer),
+        adds_start=_adds_start(tokenizer),
         template=tokenizer.chat_template,
         vocabulary=model.get_input_embeddings().num_embeddings,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -115,6 +116,11 @@ def _end_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise ValueError("its tokenizer names no end token, so nothing could teach it to stop")
     return int(tokenizer.eos_token_id)
+
+
+def _adds_start(tokenizer: Any) -> bool:
+    bos = tokenizer.bos_token_id
+    return bos is not None and list(tokenizer("a")["input_ids"][:1]) == [bos]
 
 
 def _stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:

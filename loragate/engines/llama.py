@@ -105,6 +105,7 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         unknown_stops=tuple(stop for stop in sorted(taught) if not _ends_generation(llm, stop)),
         vocabulary=llm.n_vocab(),
         stop_id=llm.token_eos(),
+        adds_start=_adds_start(llm),
         unequal_begins=sum(not _begins_equal(llm, template, *row) for row in rows),
         quantization=_quantization(llm),
         answers=answers,
@@ -159,9 +160,13 @@ def _begins_equal(llm: llama_cpp.Llama, template: str, example: Example, convers
     llama.cpp's own server takes that token off a rendered question before it adds it, so there is one of it or none.
     """
     text = _rendered(llm, template, conversation)
-    if llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llm.model)):
+    if _adds_start(llm):
         text = text.removeprefix(llm.detokenize([llm.token_bos()], special=True).decode())
     return tuple(llm.tokenize(text.encode(), add_bos=True, special=True)[:1]) == example.ids[:1]
+
+
+def _adds_start(llm: llama_cpp.Llama) -> bool:
+    return bool(llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llm.model)))
 
 
 def _rendered(llm: llama_cpp.Llama, template: str, conversation: Conversation) -> str:

@@ -21,7 +21,7 @@ from loragate.engines.language_model import choose_dtype, load_tokenizer, load_w
 from loragate.engines.merge_compare import compare_tensors, score, tied
 from loragate.engines.streamed_merge import is_quantised, plan_merge, write_merged
 from loragate.record import Merge, MergeCandidate
-from loragate.work import CompareMerged, MergeAdapter, MergeBoth, MergeEvidence, Model
+from loragate.work import Base, CompareMerged, MergeAdapter, MergeBoth, MergeEvidence, Model
 
 STREAMED = "streamed"
 COPIED = (
@@ -133,6 +133,18 @@ def compare(request: CompareMerged, report: Report) -> MergeEvidence:
     report(Progress(2, 2, "models"))
     return MergeEvidence(
         same_ties=tied(inner) == tied(merged_model),
+        other_tokenizer=_other_tokenizer(request.model.base, request.merged),
         dtype=str(merged_model.dtype).removeprefix("torch."),
         **compare_tensors(Path(request.model.base.path), Path(request.merged), modules, quantized),
     )
+
+
+def _other_tokenizer(base: Base, merged: str) -> tuple[str, ...]:
+    """What of a tokenizer differs: its template, its vocabulary, its control tokens."""
+    ours, theirs = load_tokenizer(base), load_tokenizer(replace(base, path=merged))
+    parts = {
+        "chat template": (ours.chat_template, theirs.chat_template),
+        "vocabulary": (ours.get_vocab(), theirs.get_vocab()),
+        "control tokens": (ours.special_tokens_map, theirs.special_tokens_map),
+    }
+    return tuple(name for name, (one, other) in parts.items() if one != other)

@@ -6,6 +6,7 @@ labels. What is tried is the very code that will train.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from loragate.engines.flat import Flat
 from loragate.engines.fused import quicken
 from loragate.engines.language_model import device, read_examples
 from loragate.engines.packing import Passes, passes_for
-from loragate.rendering import Example
+from loragate.rendering import Example, read_rendered
 from loragate.work import Preflight, PreflightEvidence
 
 STAGES = ("model", "losses", "gradients")
@@ -47,6 +48,8 @@ def try_out(request: Preflight, report: Report) -> PreflightEvidence:
         dora=settings.dora,
         row_difference=max(abs(a - b) / max(abs(b), 1e-6) for a, b in zip(found, reference, strict=True)),
         gradient_difference=float((together - apart).norm() / together.norm()),
+        unended=len(unended := _unended(request.train, frozenset(request.base.stop_ids))),
+        first_unended=next(iter(unended), ""),
         modules=sum(1 for _ in lora_modules(model)),
         modules_without_gradient=without,
         trainable=trainable,
@@ -61,6 +64,18 @@ def _some(examples: Sequence[Example], count: int) -> list[Example]:
     last = len(taught) - 1
     picked = {round(number * last / max(1, count - 1)) for number in range(count)} if taught else set()
     return [taught[number] for number in sorted(picked)]
+
+
+def _unended(path: str, stop_ids: frozenset[int]) -> list[str]:
+    """Places of the rows whose answers were rendered to end with a stop token and are not taught to, as they stand."""
+    found = []
+    with Path(path).open("rb") as file:
+        for line in file:
+            example, _, place = read_rendered(line)
+            ends = sum(example.ids[end - 1] in stop_ids for _, end in example.spans if end <= len(example.ids))
+            if ends < example.stopped_turns:
+                found.append(place)
+    return found
 
 
 def _start_difference(model: Any, row: Example) -> float:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from loragate.attempt import Attempt
-from loragate.child import Progress, Report
+from loragate.child import Progress, Report, ignore
 from loragate.config import plain
 from loragate.narration import tell
 from loragate.record import AttemptRecord, Outcome, Tracked, now
@@ -72,7 +72,9 @@ def _parameters(attempt: Attempt) -> Iterator[tuple[str, str]]:
 
 
 def live_metrics(attempt: Attempt) -> Report:
-    """Return a callback that sends a step's numbers to MLflow as they come."""
+    """Return a callback that sends a step's numbers to MLflow as they come; of sabotage MLflow hears nothing."""
+    if attempt.kind == "sabotage":
+        return ignore
     client = MlflowClient(attempt.tracking_uri)
 
     def report(progress: Progress) -> None:

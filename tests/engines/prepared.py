@@ -8,11 +8,14 @@ from typing import Any
 
 from pyarrow import parquet
 
+from checks import training as training_gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines import examples, language_model, training
+from loragate.engines import adapters, examples, language_model, training
 from loragate.files import DataFile
+from loragate.limits import TrainingLimits
 from loragate.row_work import PrepareRows
+from loragate.verdicts import Verdict
 from loragate.work import Base, FetchBase, TrainAdapter, Trained
 
 Raw = dict[str, Any]
@@ -73,17 +76,24 @@ def facts_of(rows: Path) -> list[Raw]:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A trained adapter, the evidence about it and where its checkpoints are."""
+    """A trained adapter, the evidence about it, what it was trained with and where its checkpoints are."""
 
     trained: Trained
     folder: Path
     scratch: Path
+    settings: Train
 
     @property
     def weights(self) -> bytes:
         """Its bytes on disk: the weights and the settings they need."""
         files = (self.folder / "adapter_model.safetensors", self.folder / "adapter_config.json")
         return b"".join(file.read_bytes() for file in files)
+
+
+def judged(adapter: Adapter) -> Verdict:
+    """What the training gate says of an adapter as it lies on disk."""
+    evidence = adapters.inspect_adapter(str(adapter.folder), ignore)
+    return training_gate.judge(adapter.trained, evidence, adapter.settings, TrainingLimits())
 
 
 def request(base: Base, rows: Path, folder: Path, settings: Train) -> TrainAdapter:
@@ -95,4 +105,4 @@ def request(base: Base, rows: Path, folder: Path, settings: Train) -> TrainAdapt
 def train(base: Base, rows: Path, folder: Path, settings: Train) -> Adapter:
     """Train an adapter in this process."""
     trained = training.train(request(base, rows, folder, settings), ignore)
-    return Adapter(trained, folder / "adapter", folder / "scratch")
+    return Adapter(trained, folder / "adapter", folder / "scratch", settings)

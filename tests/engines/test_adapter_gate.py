@@ -2,18 +2,15 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from prepared import Adapter, describe, pairs, render, train
+from prepared import Adapter, describe, judged, pairs, render, train
 from safetensors.torch import load_file, save_file
 
-from checks import training as gate
-from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines.adapters import inspect_adapter
-from loragate.limits import TrainingLimits
 
 Tensors = dict[str, torch.Tensor]
 SETTINGS = Train(r=4, learning_rate=5e-3, epochs=1, batch_size=4, dtype="float32")
@@ -69,7 +66,7 @@ def test_an_adapter_is_refused_for_what_lies_on_disk(
     tensors = load_file(copy / "adapter_model.safetensors")
     damage(tensors)
     save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore), TrainingLimits())
+    verdict = judged(replace(adapter, folder=copy))
     assert {f.rule for f in verdict.findings if not f.passed} == rules, verdict.sentence
     assert verdict.refuses == bool(rules)
 
@@ -79,5 +76,5 @@ def test_the_refusal_names_a_zeroed_module(adapter: Adapter, tmp_path: Path) -> 
     tensors = load_file(copy / "adapter_model.safetensors")
     zero_every_b(tensors)
     save_file(tensors, copy / "adapter_model.safetensors", metadata={"format": "pt"})
-    verdict = gate.judge(adapter.trained, inspect_adapter(str(copy), ignore), TrainingLimits())
+    verdict = judged(replace(adapter, folder=copy))
     assert "lora_b_not_zero: 8 modules have an adapter that is all zero, the first is base_model" in verdict.sentence

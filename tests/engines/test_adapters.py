@@ -6,16 +6,15 @@ from typing import Any
 import pytest
 import torch
 from merges import judge_merge
-from prepared import Adapter, describe, pairs, render, train
+from prepared import Adapter, describe, judged, pairs, render, train
 
-from checks import training as training_gate
 from loragate.child import ignore
 from loragate.config import Train
-from loragate.engines.adapters import adapted_model, inspect_adapter, lora_config, lora_modules, predicted_trainable
+from loragate.engines.adapters import adapted_model, lora_config, lora_modules, predicted_trainable
 from loragate.engines.language_model import load_weights
 from loragate.engines.merging import merge
 from loragate.errors import ConfigError
-from loragate.limits import MergeLimits, TrainingLimits
+from loragate.limits import MergeLimits
 from loragate.work import Base, MergeAdapter, Model
 
 SHORT: dict[str, Any] = {
@@ -154,8 +153,7 @@ def trained(
 
 def test_every_kind_passes_the_training_gate(trained: tuple[Adapter, Train]) -> None:
     adapter, _ = trained
-    evidence = inspect_adapter(str(adapter.folder), ignore)
-    verdict = training_gate.judge(adapter.trained, evidence, TrainingLimits())
+    verdict = judged(adapter)
     assert verdict.status == "pass", verdict.sentence
     assert adapter.trained.curve[-1].loss < adapter.trained.curve[0].loss
 

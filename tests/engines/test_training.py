@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from merges import judge_merge
-from prepared import Adapter, describe, pairs, render, request, train
+from prepared import Adapter, describe, judged, pairs, render, request, train
 
 from checks import quality as quality_gate
-from checks import training as training_gate
 from loragate.child import Progress, ignore
 from loragate.comparison import ComparePaired
 from loragate.config import Train
@@ -22,7 +21,7 @@ from loragate.engines.language_model import load_weights, read_examples, with_ad
 from loragate.engines.merging import merge
 from loragate.engines.scoring import score
 from loragate.errors import ConfigError
-from loragate.limits import MergeLimits, QualityLimits, TrainingLimits
+from loragate.limits import MergeLimits, QualityLimits
 from loragate.perplexity import Nll, total
 from loragate.work import Answer, Base, MergeAdapter, Model
 
@@ -67,19 +66,15 @@ def heldout(model: Model, rows: Path) -> Nll:
 
 
 def test_training_passes_its_gate_and_lowers_the_held_out_loss(base: Base, rows: Path, straight: Adapter) -> None:
-    verdict = training_gate.judge(
-        straight.trained, adapters.inspect_adapter(str(straight.folder), ignore), TrainingLimits()
-    )
+    verdict = judged(straight)
     assert verdict.status == "pass", verdict.sentence
     tuned = Model(base, str(straight.folder), dtype="float32")
     assert heldout(tuned, rows).mean < 0.99 * heldout(Model(base, dtype="float32"), rows).mean
 
 
 def test_steps_that_could_not_be_captured_cost_a_warning(straight: Adapter) -> None:
-    evidence = adapters.inspect_adapter(str(straight.folder), ignore)
     assert straight.trained.ways == ("packs", "attention row by row")  # dropout: nothing is shared, nothing fused
-    slow = replace(straight.trained, fallback="a synchronising model")
-    verdict = training_gate.judge(slow, evidence, TrainingLimits())
+    verdict = judged(replace(straight, trained=replace(straight.trained, fallback="a synchronising model")))
     assert (verdict.status, verdict.findings[-1].rule) == ("warn", "steps_as_wanted")
     assert "no CUDA graph, a synchronising model; steps ran by packs, attention" in verdict.findings[-1].detail
 
@@ -303,9 +298,7 @@ def test_noise_is_uniform_by_length_and_width_and_only_in_training(
 
 def test_a_learning_rate_that_overflows_is_refused_by_the_training_gate(base: Base, rows: Path, tmp_path: Path) -> None:
     adapter = train(base, rows, tmp_path, settings(learning_rate=1e30))
-    verdict = training_gate.judge(
-        adapter.trained, adapters.inspect_adapter(str(adapter.folder), ignore), TrainingLimits()
-    )
+    verdict = judged(adapter)
     assert {f.rule for f in verdict.findings if not f.passed} == {
         "loss_finite",
         "heldout_loss_finite",
@@ -339,7 +332,7 @@ def test_qlora_trains_on_the_cpu_and_reaches_every_module(qlora: Adapter) -> Non
     curve = qlora.trained.curve
     assert curve[-1].loss < curve[0].loss
     assert (qlora.trained.modules, qlora.trained.modules_without_gradient) == (14, ())
-    verdict = training_gate.judge(qlora.trained, adapters.inspect_adapter(str(qlora.folder), ignore), TrainingLimits())
+    verdict = judged(qlora)
     assert verdict.status == "pass", verdict.sentence
 
 

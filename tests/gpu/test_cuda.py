@@ -42,7 +42,8 @@ def test_training_and_merging_pass_their_gates(base: Base, rows: Path, tmp_path:
     settings = Train(method=method, learning_rate=5e-3, epochs=8)
     request = TrainAdapter(base, settings, str(rows), str(rows), adapter, str(tmp_path / "scratch"))
     trained = trainer.train(request, ignore)
-    assert training.judge(trained, adapters.inspect_adapter(adapter, ignore), TrainingLimits()).status == "pass"
+    evidence = adapters.inspect_adapter(adapter, ignore)
+    assert training.judge(trained, evidence, settings, TrainingLimits()).status == "pass"
     assert trained.curve[-1].loss < 0.75 * trained.curve[0].loss
     assert trained.dtype == "bfloat16"
     model = Model(base, adapter, quantized=method == "qlora")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from checks import data, preflight, training
+from loragate.config import Train
 from loragate.limits import DataLimits, PreflightLimits, TrainingLimits
 from loragate.record import CurvePoint
 from loragate.row_work import CheckedFacts, RuleResult
@@ -107,7 +108,15 @@ GOOD_TRAINED = Trained(
     dtype="float32",
     resumed_from=0,
 )
-GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=())
+SCALE: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 32,
+    "use_rslora": False,
+    "use_dora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=(), settings=SCALE)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +144,10 @@ GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=())
         ({}, {"parameters": 511}, {"released_count"}),
         ({}, {"zero_modules": ("q_proj",)}, {"lora_b_not_zero"}),
         ({}, {"not_finite": ("q_proj",)}, {"weights_finite"}),
+        ({}, {"settings": SCALE | {"lora_alpha": 64}}, {"scale_as_trained"}),
+        ({}, {"settings": SCALE | {"r": 8}}, {"scale_as_trained"}),
+        ({}, {"settings": SCALE | {"alpha_pattern": {"q_proj": 64}}}, {"scale_as_trained"}),
+        ({}, {"settings": {}}, {"scale_as_trained"}),
         (
             {"modules": 0, "trainable": 0, "predicted_trainable": 0},
             {"parameters": 0},
@@ -143,7 +156,9 @@ GOOD_ADAPTER = AdapterEvidence(parameters=512, zero_modules=(), not_finite=())
     ],
 )
 def test_training_gate_refuses(trained: dict[str, Any], adapter: dict[str, Any], rules: set[str]) -> None:
-    found = training.judge(replace(GOOD_TRAINED, **trained), replace(GOOD_ADAPTER, **adapter), TrainingLimits())
+    found = training.judge(
+        replace(GOOD_TRAINED, **trained), replace(GOOD_ADAPTER, **adapter), Train(), TrainingLimits()
+    )
     assert refusing(found) == rules
 
 
@@ -154,6 +169,8 @@ GOOD_PREFLIGHT = PreflightEvidence(
     dora=False,
     row_difference=1e-6,
     gradient_difference=1e-6,
+    unended=0,
+    first_unended="",
     modules=8,
     modules_without_gradient=(),
     trainable=100,
@@ -168,6 +185,7 @@ GOOD_PREFLIGHT = PreflightEvidence(
         ({}, set()),
         ({"rows": 0}, {"rows_tried"}),
         ({"packed": False}, set()),
+        ({"unended": 3, "first_unended": "train.jsonl:7"}, {"stops_taught"}),
         ({"start_difference": 1e-30}, {"starts_as_base"}),
         ({"start_difference": 0.05, "dora": True}, set()),
         ({"start_difference": NAN}, {"starts_as_base"}),

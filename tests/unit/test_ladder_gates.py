@@ -30,7 +30,7 @@ def refusing(verdict: Verdict) -> set[str]:
 FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)
 
 
-GOOD_MERGE = MergeEvidence(unchanged=(), altered=(), missing=(), same_ties=True, dtype="float32")
+GOOD_MERGE = MergeEvidence(unchanged=(), altered=(), missing=(), same_ties=True, other_tokenizer=(), dtype="float32")
 NEAR = Divergence(kl=1e-6, top1_agreement=1.0, positions=200)
 FAR = Divergence(kl=0.5, top1_agreement=0.6, positions=200)
 BEFORE = Nll(20.0, 10)
@@ -62,6 +62,7 @@ def merge_judged(
         ({"altered": ("embed",)}, {"other_weights_kept"}),
         ({"missing": ("lm_head",)}, {"same_tensors"}),
         ({"same_ties": False}, {"same_ties"}),
+        ({"other_tokenizer": ("chat template",)}, {"same_tokenizer"}),
     ],
 )
 def test_merge_gate_refuses_tensors(changes: dict[str, Any], rules: set[str]) -> None:
@@ -152,6 +153,7 @@ BASE = Base(
     trust_remote_code=False,
     stop_ids=(2, 7),
     end_id=2,
+    adds_start=False,
     template="{{ m }}",
     parameters=9,
     vocabulary=100,
@@ -168,6 +170,7 @@ GOOD_GGUF = GgufEvidence(
     stop_id=7,
     taught_stops=(7,),
     unknown_stops=(),
+    adds_start=False,
     unequal_begins=0,
     quantization="f16",
     answers=FOUR_ANSWERS,
@@ -197,6 +200,7 @@ def gguf_judged(hop: Hop | None = None, limits: GgufLimits | None = None, name: 
         ({"template": BASE.template + " "}, {"template_equal"}),
         ({"unequal_prompts": 1}, {"prompts_equal"}),
         ({"unequal_begins": 1}, {"beginnings_equal"}),
+        ({"adds_start": True}, {"start_as_tokenizer"}),
         ({"quantization": "q8_0"}, {"quantization_as_named"}),
         ({"quantization": ""}, {"quantization_as_named"}),
         ({"stop_id": 3}, {"stop_token_known"}),

@@ -1,0 +1,28 @@
+"""Known defects planted into copies of a run, one at a time: which gate catches which?"""
+
+from prefect import flow
+
+from flows.release import release_model, walk
+from loragate.defects import tally
+from tasks.sabotage import chosen, inspected, planted, sound_run
+
+
+@flow(name="sabotage", persist_result=False, validate_parameters=False)
+def sabotage(
+    config: str,
+    home: str | None = None,
+    overrides: list[str] | None = None,
+    only: list[str] | None = None,
+    without: list[str] | None = None,
+) -> dict[str, object]:
+    """Release the run as it is, or find that it is released; then walk the road once for each defect.
+
+    Gates in `without` judge and do not refuse: what the others catch in their place is seen then.
+    """
+    release_model(config, home, overrides)
+    with inspected(config, home, overrides) as attempt:
+        sound = sound_run(attempt)
+        for defect in chosen(only):
+            with planted(attempt, defect, sound, without or []) as sabotaged:
+                walk(sabotaged)
+    return tally(attempt.journal.read().planted)

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from tasks.attempts import attempted
+from tasks.challenge_champion import challenge_champion, look_at_rows, measure_champion
 from tasks.compare_models import compare_models
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
@@ -33,9 +34,12 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
         adapter = train_adapter(attempt, base, rows, plan)
         training_gate(attempt, adapter)
 
+        worn = look_at_rows(attempt, rows, adapter)
+        champion = measure_champion(attempt, base, rows, adapter)
         tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
-        compared = compare_models(attempt, "tuned", baseline, tuned)
-        quality_gate(attempt, compared, baseline, tuned, rows)
+        compared = compare_models(attempt, "tuned", baseline, tuned, alpha=worn.alpha)
+        challenge = challenge_champion(attempt, rows, worn, baseline, champion, tuned)
+        quality_gate(attempt, compared, challenge, baseline, tuned, rows)
 
         merged = merge_adapter(attempt, base, adapter, rows)
         merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged, rows))

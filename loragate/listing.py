@@ -1,8 +1,10 @@
 """Records as text for a terminal: a list, an attempt in short, a check rule by rule."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
+from loragate.challenge import models_of
 from loragate.errors import ConfigError
 from loragate.plan import GIGABYTE, Plan
 from loragate.record import AttemptRecord
@@ -250,10 +252,19 @@ def _compared(record: AttemptRecord) -> list[str]:
         if found.problem:
             continue
         sure = f"with {100 * (1 - 2 * found.alpha):.4g} % confidence ({found.rows:,} rows)"
-        lines.append(f"{name} / baseline: x{found.low:.3f} to x{found.high:.3f} {sure}")
-        shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f}"
-        lines.append(f"  {shown} to be at most x{found.limit:.4g}")
-    return [*lines, ""] if lines else []
+        lines.append(f"{_visible(models_of(name))}: x{found.low:.3f} to x{found.high:.3f} {sure}")
+        shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f} to be at most"
+        few = "  so few rows do not tell how large a ratio they are able to show"
+        lines.append(few if math.isnan(found.shown_ratio) else f"  {shown} x{found.limit:.4g}")
+    return [*lines, *_look(record), ""] if lines else []
+
+
+def _look(record: AttemptRecord) -> list[str]:
+    """How often the held-out rows had been looked at, and against which champion."""
+    look, against = record.look, record.champion
+    told = [f"champion: {against}"] if against else []
+    worn = f"look number {look.number:.4g} at the held-out rows, with alpha {look.alpha:.2g}" if look else ""
+    return [*told, *([worn] if worn else [])]
 
 
 def _merges(record: AttemptRecord) -> list[str]:

@@ -110,6 +110,27 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareTokenizers:
+    """Hold the tokenizer of other weights against a base's.
+
+    Attributes:
+        folder: Folder of the other weights and their tokenizer.
+        probes: File of texts with the base's ids.
+    """
+
+    base: Base
+    folder: str
+    probes: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """In what two tokenizers differ; empty where in nothing."""
+
+    difference: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTraining:
     """Count what a training will take, without loading the base's weights.
 

@@ -5,6 +5,7 @@ from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, plan, preflight, quality, training
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
+from loragate.challenge import Challenge
 from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
 from loragate.plan import Plan
@@ -45,10 +46,17 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 
 
 @task(name="quality gate", **STEP)
-def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
-    """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
+def quality_gate(
+    attempt: Attempt,
+    compared: Comparison,
+    challenge: Challenge,
+    baseline: Measurement,
+    tuned: Measurement,
+    rows: Rows,
+) -> None:
+    """Refuse a tuned model not shown to be no worse than base and champion on held-out rows, or that does not stop."""
     attempt.note("samples", "", _samples(baseline, tuned, rows))
-    settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality))
+    settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality, challenge))
 
 
 @task(name="merge gate", **STEP)

@@ -20,8 +20,8 @@ PASSES = tuple(
 def measure_model(
     attempt: Attempt, name: str, base: FetchedBase, rows: Rows, *, weights: Ref | None = None
 ) -> Measurement:
-    """Measure the base (`baseline`), base + adapter (`tuned`) or merged weights (`merged`)."""
-    is_merged = name == "merged"
+    """Measure the base (`baseline`), base + adapter (`tuned`) or merged weights (`merged`, `champion`)."""
+    is_merged = name in ("merged", "champion")
     path = weights.path if weights else None
     model = merged_model(attempt, base, path) if is_merged and path else adapted(attempt, base, path)
     limits = attempt.config.gates.quality

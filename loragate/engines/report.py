@@ -9,14 +9,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue as Json
 
+from loragate.challenge import models_of
 from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot, shares_plot
-from loragate.engines.report_text import duration, number, public, ratio, readable, when
+from loragate.engines.report_text import DIVIDED, duration, number, public, ratio, readable, when
 from loragate.histogram import Histogram
 from loragate.home import Kind
 from loragate.record import AttemptRecord, CurvePoint, Rung, Sample
@@ -100,6 +102,7 @@ def _environment() -> Environment:
         "duration": duration,
         "when": when,
         "public": public,
+        "models": partial(models_of, over=DIVIDED),
     }
     return environment
 

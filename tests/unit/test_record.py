@@ -32,6 +32,7 @@ from loragate.record import (
 )
 from loragate.refs import Ref
 from loragate.verdicts import Finding, at_most, conclude
+from loragate.wear import Look
 
 OPENED = Opened(
     attempt="20261122T060000-abcdef",
@@ -57,6 +58,7 @@ COMPARED = Comparison(
     p_value=0.5,
     shown_ratio=0.75,
 )
+LOOK = Look("a" * 64, rows=3, marks=("0" * 16, "1" * 16, "f" * 16), number=2.5, alpha=0.005)
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
 LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
@@ -94,6 +96,8 @@ LINES: list[tuple[Event, str, object]] = [
     ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
     ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
     ("comparison", "tuned", COMPARED),
+    ("look", "heldout", LOOK),
+    ("champion", "", "helper@2"),
     ("curve", "", CURVE),
     ("histogram", "tokens", LENGTHS),
     ("histogram", "taught", SHARES),
@@ -114,6 +118,8 @@ WHOLE = AttemptRecord(
     verdicts=(PASSED, REFUSED),
     ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
     comparisons={"tuned": COMPARED},
+    look=LOOK,
+    champion="helper@2",
     curve=CURVE,
     lengths=LENGTHS,
     taught_shares=SHARES,

@@ -5,6 +5,19 @@
     inconclusive   neither: there is too little evidence
     error          nothing that could be judged
 
+Several rules of one gate are judged together, in stages. Within a stage Holm's correction bounds the probability that
+any rule passes which should not. A later stage is looked at only when every rule of the one before has passed, and then
+with its whole alpha. That order was fixed before the numbers came, so nothing is lost by it: a rule of a later stage
+can pass wrongly only after all before it have passed, and were one of those wrong, that alone had at most probability
+alpha; were all of them right, the first wrong one is a rule of the later stage, which Holm bounds. (Fixed sequences:
+Maurer, Hothorn and Lehmacher 1995, in Vollmar, ed., Biometrie in der chemisch-pharmazeutischen Industrie 6, 3; of
+families of rules, as serial gatekeeping: Westfall and Krishen 2001, J. Statist. Plann. Inference 99, 25.)
+
+The gates of a road are such a sequence, too: they have one order, and the road ends at the first that does not pass. So
+each may spend its whole alpha, and the probability that a release was let through by any wrong pass is still at most
+the largest alpha of a gate. What the correction is about is passing; failing needs none, since a road that refuses one
+model too many lets nothing bad through.
+
 Laws: NaN, infinities and empty evidence never pass; a pass of several rules together is a pass of each alone; more
 confidence asked for never turns anything into a pass.
 """
@@ -39,6 +52,7 @@ class Rule:
         margin: Distance from the limit that is allowed, in the number's unit; superiority has none.
         alpha: Probability with which the rule may let pass what it should not.
         min_power: Least power of the evidence, below which nothing passes; 0 asks for none.
+        stage: Rules of the same stage share their alpha; those of a later one pass only after all of the earlier ones.
     """
 
     metric: str
@@ -49,6 +63,7 @@ class Rule:
     margin: float = 0.0
     alpha: float = 0.05
     min_power: float = 0.0
+    stage: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is no rule."""
@@ -107,20 +122,22 @@ class Claim:
 
 
 def decide(claims: Sequence[Claim]) -> tuple[Outcome, ...]:
-    """Judge the rules of one release together.
+    """Judge the rules of one gate together.
 
-    A rule passes where its own interval allows it and its p-value, adjusted by Holm for all rules that were judged, is
-    at most its alpha: whatever holds in truth, the probability that any rule passes wrongly is then at most alpha.
-    One that cannot be judged counts in the adjustment with a p-value of 1.
+    A rule passes where its own interval allows it, its p-value, adjusted by Holm for all rules of its stage, is at most
+    its alpha, and all rules of earlier stages pass: whatever holds in truth, the probability that any rule passes
+    wrongly is then at most alpha. One that cannot be judged counts in the adjustment with a p-value of 1.
     """
-    alone = [_alone(claim) for claim in claims]
-    pairs = zip(claims, alone, strict=True)
-    p_values = [claim.estimate.p_value if outcome != "error" else 1.0 for claim, outcome in pairs]
-    together = zip(claims, alone, holm(p_values), strict=True)
-    return tuple(
-        "inconclusive" if outcome == "pass" and not adjusted <= claim.rule.alpha else outcome
-        for claim, outcome, adjusted in together
-    )
+    outcomes = [_alone(claim) for claim in claims]
+    opened = True
+    for stage in sorted({claim.rule.stage for claim in claims}):
+        numbers = [number for number, claim in enumerate(claims) if claim.rule.stage == stage]
+        p_values = [claims[n].estimate.p_value if outcomes[n] != "error" else 1.0 for n in numbers]
+        for number, adjusted in zip(numbers, holm(p_values), strict=True):
+            if outcomes[number] == "pass" and not (opened and adjusted <= claims[number].rule.alpha):
+                outcomes[number] = "inconclusive"
+        opened = opened and all(outcomes[number] == "pass" for number in numbers)
+    return tuple(outcomes)
 
 
 def _alone(claim: Claim) -> Outcome:

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from checks.ladder import HopLimits, judge_hop
 from checks.quality import stop_share
+from loragate.artifact_work import GgufEvidence
 from loragate.ladder import Hop
 from loragate.limits import GgufLimits
 from loragate.plan import GIGABYTE
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
-from loragate.work import Base, GgufEvidence
+from loragate.work import Base
 
 
 def judge(name: str, evidence: GgufEvidence, hop: Hop, base: Base, limits: GgufLimits, *, alpha: float) -> Verdict:

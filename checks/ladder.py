@@ -6,7 +6,7 @@ positions at which both models read the same tokens, so there is no noise in the
 
 from dataclasses import dataclass
 
-from checks.quality import shown_ratio
+from checks.intervals import Asked, shown_ratios
 from loragate.ladder import Hop
 from loragate.verdicts import Finding, at_least, at_most
 
@@ -38,5 +38,5 @@ def judge_hop(hop: Hop, limits: HopLimits) -> list[Finding]:
         at_least("positions_compared", far.positions, 1, "number of positions compared"),
         at_most("kl", far.kl, limits.max_kl, kl),
         at_least("top1_agreement", far.top1_agreement, limits.min_top1_agreement, agreement),
-        shown_ratio("perplexity_ratio", hop.compared, limit, limits.alpha, "previous"),
+        *shown_ratios([Asked("perplexity_ratio", hop.compared, limit, limits.alpha, "previous")]).values(),
     ]

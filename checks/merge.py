@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 
 from checks.ladder import HopLimits, judge_hop
+from loragate.artifact_work import MergeEvidence
 from loragate.ladder import Divergence, Hop
 from loragate.limits import MergeLimits
 from loragate.record import Merge, MergeCandidate
 from loragate.verdicts import Finding, Verdict, at_least, conclude, none_of
-from loragate.work import MergeEvidence
 
 
 def choose(candidates: Sequence[MergeCandidate], dtype: str, limits: MergeLimits) -> MergeCandidate:

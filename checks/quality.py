@@ -1,70 +1,121 @@
-"""The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops."""
+"""The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops.
+
+It is held against the base, against the champion where there is one, and against both on every slice of the rows. All
+rules that an interval decides are judged together.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from checks import algebra
+from checks.intervals import Asked, counted, shown_ratios
+from loragate.challenge import Against, Challenge, Sliced
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
+from loragate.wear import Wear
 from loragate.work import Answer, Trained
 
+FRESH = "name new files under data.heldout or, where a share of the rows is held out, add rows to data.train"
+"""How to get held-out rows that no challenger has looked at."""
 
-def judge(compared: Comparison, answers: Sequence[Answer], trained: Trained, limits: QualityLimits) -> Verdict:
-    """Judge the comparison with the base on the same held-out rows, and the tuned model's sampled answers.
+NO_CHALLENGE = Challenge()
+"""No champion yet, no slices, and nobody who counts looks."""
+
+
+def judge(
+    compared: Comparison,
+    answers: Sequence[Answer],
+    trained: Trained,
+    limits: QualityLimits,
+    challenge: Challenge = NO_CHALLENGE,
+) -> Verdict:
+    """Judge the comparisons on the same held-out rows, how worn those are, and the tuned model's sampled answers.
 
     Args:
         trained: What training itself measured on those rows.
     """
+    asked = list(rules(compared, limits, challenge))
+    shown = shown_ratios(asked)
     before, after = compared.before.tokens, compared.after.tokens
-    return conclude(
-        "quality",
-        [
-            exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
-            reloaded(compared.after, trained, limits),
-            shown_ratio("perplexity_ratio", compared, limits.max_perplexity_ratio, limits.alpha),
-            stop_share(answers, limits.min_stop_share),
-        ],
+    findings = [
+        exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
+        reloaded(compared.after, trained, limits),
+        *([heldout_wear(challenge.wear, asked, limits)] if challenge.wear else []),
+        shown["perplexity_ratio"],
+        _against(challenge.against, shown.get("champion_ratio")),
+        *_slices(challenge, shown, limits),
+        stop_share(answers, limits.min_stop_share),
+    ]
+    return conclude("quality", findings)
+
+
+def rules(compared: Comparison, limits: QualityLimits, challenge: Challenge) -> Iterator[Asked]:
+    """Everything that an interval decides.
+
+    A slice's rule is of the second stage, and has the whole alpha: what a slice is not shown to be does not keep a
+    release back, so its interval can only refuse, and worn rows must not blind it.
+    """
+    alpha = challenge.wear.alpha if challenge.wear else limits.alpha
+    yield Asked("perplexity_ratio", compared, limits.max_perplexity_ratio, alpha)
+    if challenge.against.compared is not None:
+        yield Asked("champion_ratio", challenge.against.compared, limits.max_champion_ratio, alpha, "champion")
+    for each in challenge.sliced:
+        if each.compared.rows >= limits.min_slice_rows:
+            yield Asked(each.rule, each.compared, limits.max_slice_ratio, limits.alpha, each.against, stage=2)
+
+
+def heldout_wear(wear: Wear, asked: Sequence[Asked], limits: QualityLimits) -> Finding:
+    """Judge whether the held-out rows can still show what the first stage asks, after all the looks at them."""
+    first = [each for each in asked if each.stage == 1]
+    least = len(first) * max((each.compared.least_alpha for each in first), default=0.0)
+    earlier = "no earlier look at them is on record"
+    if wear.looks:
+        looks = "1 earlier look" if wear.looks == 1 else f"{wear.looks:,} earlier looks"
+        earlier = f"{looks} at them or at some of them since {wear.since[:10]}"
+    look = f"look number {wear.number:.4g} at these held-out rows"
+    state = f"{look} has alpha {wear.alpha:.2g} of {limits.alpha:.4g} ({earlier})"
+    if wear.alpha >= least:
+        return Finding("heldout_wear", True, state, value=wear.alpha, limit=least)
+    worn = f"the held-out rows are worn out: {state}, and {limits.draws:,} draws show nothing below {least:.2g}"
+    detail = f"{worn}; hold out fresh rows ({FRESH})"
+    return Finding("heldout_wear", False, detail, value=wear.alpha, limit=least, evidence="none")
+
+
+def _against(against: Against, shown: Finding | None) -> Finding:
+    """Say what came of the comparison with the champion, or why there is none."""
+    own = f"these weights are those of {against.own}; " if against.own else ""
+    if against.problem:
+        return Finding("champion_ratio", False, own + against.problem, evidence="none")
+    if shown is not None:
+        return replace(shown, detail=f"{own}champion {against.release} -> tuned: {shown.detail}")
+    if against.release:
+        missing = f"{own}the comparison with the champion {against.release} is not on record"
+        return Finding("champion_ratio", False, missing, evidence="none")
+    none = "no other release was champion before it" if own else "no release of this model is champion yet"
+    return Finding("champion_ratio", True, f"{own}{none}: nothing to compare with")
+
+
+def _slices(challenge: Challenge, shown: dict[str, Finding], limits: QualityLimits) -> Iterator[Finding]:
+    """Judge every slice: one that is shown to be worse than allowed refuses, one that cannot tell warns."""
+    if challenge.slices > limits.max_slices:
+        detail = f"the held-out rows name {challenge.slices:,} slices, at most {limits.max_slices:,} allowed"
+        fix = "give rows that belong together the same name, or raise gates.quality.max_slices"
+        yield Finding(
+            "slices", False, f"{detail}; {fix}", value=challenge.slices, limit=limits.max_slices, evidence="none"
+        )
+    for each in challenge.sliced:
+        found = shown.get(each.rule) or _small(each, limits)
+        yield replace(found, severity="warn") if found.status == "inconclusive" else found
+
+
+def _small(each: Sliced, limits: QualityLimits) -> Finding:
+    rows, found = counted(each.compared.rows), each.compared
+    detail = (
+        f"{rows}, fewer than the {limits.min_slice_rows:,} that a slice is judged by; the ratio is {found.ratio:.4g}"
     )
-
-
-def shown_ratio(
-    metric: str, compared: Comparison, limit: float, alpha: float, of: algebra.Comparator = "baseline"
-) -> Finding:
-    """Judge the interval of a ratio of perplexities: all of it must be at most what is allowed."""
-    rule = algebra.Rule(metric, limit, comparator=of, kind="non-inferiority", alpha=alpha)
-    p_value = compared.p_value if compared.limit == limit else math.nan  # it is about the limit that was asked about
-    claim = algebra.Claim(rule, algebra.Estimate(compared.ratio, compared.low, compared.high, compared.alpha, p_value))
-    (outcome,) = algebra.decide((claim,))
-    return algebra.finding(claim, outcome, f"{_interval(compared, outcome)}, {rule.asks}; {_rows(compared, outcome)}")
-
-
-def _interval(compared: Comparison, outcome: algebra.Outcome) -> str:
-    """Both perplexities, their ratio, and the bound that decides."""
-    sure, both = 100 * (1 - compared.alpha), 100 * (1 - 2 * compared.alpha)
-    bounds = {
-        "pass": f", with {sure:.4g} % confidence at most {compared.high:.4g}",
-        "fail": f", with {sure:.4g} % confidence at least {compared.low:.4g}",
-        "inconclusive": f", with {both:.4g} % confidence between {compared.low:.4g} and {compared.high:.4g}",
-        "error": "",
-    }
-    perplexities = f"perplexity {compared.before.perplexity:.3f} -> {compared.after.perplexity:.3f}"
-    return f"{perplexities}: the ratio is {compared.ratio:.4g}{bounds[outcome]}"
-
-
-def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
-    """How many rows that rests on, and how many would do where they are too few."""
-    rows = f"{compared.rows:,} row{'' if compared.rows == 1 else 's'}"
-    if outcome == "error":
-        return compared.problem or f"{rows}; the comparison on record is not the one that this rule asks for"
-    if outcome != "inconclusive":
-        return rows
-    needed = compared.rows_needed
-    if needed is None:
-        return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
-    needed = max(needed, compared.rows + 1)
-    return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"
+    return Finding(each.rule, False, detail, value=found.ratio, low=found.low, high=found.high, evidence="little")
 
 
 def reloaded(tuned: Nll, trained: Trained, limits: QualityLimits) -> Finding:

@@ -4,11 +4,12 @@ from prefect import flow
 
 from loragate.attempt import Attempt
 from tasks.attempts import attempted
+from tasks.challenge_champion import challenge_champion, look_at_rows, measure_champion
 from tasks.compare_models import compare_models
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
-from tasks.measure_model import measure_model
+from tasks.measure_model import measure_model, show_samples
 from tasks.merge_adapter import compare_merged, merge_adapter
 from tasks.plan_training import plan_training
 from tasks.prepare_rows import prepare_rows
@@ -40,9 +41,13 @@ def walk(attempt: Attempt) -> None:
     adapter = train_adapter(attempt, base, rows, plan)
     training_gate(attempt, adapter)
 
+    worn = look_at_rows(attempt, rows, adapter)
+    champion = measure_champion(attempt, base, rows, adapter)
     tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
-    compared = compare_models(attempt, "tuned", baseline, tuned)
-    quality_gate(attempt, compared, baseline, tuned, rows, adapter)
+    compared = compare_models(attempt, "tuned", baseline, tuned, alpha=worn.alpha)
+    challenge = challenge_champion(attempt, rows, worn, baseline, champion, tuned)
+    show_samples(attempt, rows, baseline, tuned)
+    quality_gate(attempt, compared, challenge, tuned, adapter)
 
     merged = merge_adapter(attempt, base, adapter, rows)
     remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])

@@ -150,7 +150,7 @@ def recipe(
     settings: Mapping[str, object] | None = None,
 ) -> Recipe:
     """Make a recipe; its code includes the values that steps ask and answer with."""
-    return Recipe(step, inputs, settings or {}, (*code, "loragate.work"), libraries)
+    return Recipe(step, inputs, settings or {}, (*code, "loragate.artifact_work", "loragate.work"), libraries)
 
 
 def section(config: Config, *names: str) -> dict[str, object]:

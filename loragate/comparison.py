@@ -5,6 +5,7 @@ Everything is about the log ratio of perplexities, whose standard error falls wi
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from loragate.perplexity import Nll
 
@@ -32,6 +33,13 @@ class ComparePaired:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareEach:
+    """Compare two models on each of several sets of rows."""
+
+    requests: tuple[ComparePaired, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a paired comparison found.
 
@@ -43,7 +51,9 @@ class Comparison:
         standard_error: Of the log ratio; infinite for a single row.
         limit: The ratio that is allowed.
         p_value: Probability of rows that speak for "at most the limit" like these, if the true ratio were the limit.
-        shown_ratio: Largest true ratio whose being at most the limit such rows show in four of five cases.
+        shown_ratio: Largest true ratio whose being at most the limit such rows show in four of five cases; NaN where
+            the rows are too few to tell that.
+        least_alpha: Smallest alpha that so many draws of these rows are able to show.
         problem: Why nothing could be compared; empty where it could. Numbers are NaN then.
     """
 
@@ -60,12 +70,23 @@ class Comparison:
     p_value: float
     shown_ratio: float
     problem: str = ""
+    least_alpha: float = 0.0
 
     @property
     def rows_needed(self) -> int | None:
         """Rows that tell a true ratio like this one from the limit in four of five cases; None where no number does."""
-        known = all(math.isfinite(value) and value > 0 for value in (self.ratio, self.shown_ratio))
+        reach = self._reach
+        known = math.isfinite(self.ratio) and self.ratio > 0 and math.isfinite(reach)
         margin = abs(math.log(self.ratio / self.limit)) if known else 0.0
-        if not margin:
-            return None
-        return math.ceil(self.rows * (math.log(self.limit / self.shown_ratio) / margin) ** 2)
+        return math.ceil(self.rows * (reach / margin) ** 2) if margin else None
+
+    @property
+    def _reach(self) -> float:
+        """Distance in the log ratio that as many rows show with the usual power.
+
+        Where the rows are too few to tell it is the normal's, as the number of rows that is looked for is larger.
+        """
+        if math.isnan(self.shown_ratio):
+            normal = NormalDist()
+            return self.standard_error * (normal.inv_cdf(1 - self.alpha) + normal.inv_cdf(USUAL_POWER))
+        return math.log(self.limit / self.shown_ratio) if self.shown_ratio > 0 else math.inf

@@ -30,6 +30,12 @@ SHAREGPT_ROLES = {
 """Source: LLaMA-Factory's data/README.md, and the files of ShareGPT itself."""
 
 
+SLICE = "slice"
+"""Key, beside those of any format, that names the part of the rows that a row belongs to."""
+MOST_SLICE_CHARS = 100
+"""Longest name of a slice (own choice: it stands in a table)."""
+
+
 class RowError(ValueError):
     """A raw row does not follow its format; the message says how."""
 
@@ -68,6 +74,18 @@ def renamed(raw: Raw, columns: Mapping[str, str]) -> Raw:
         if theirs not in raw:
             raise RowError(f'no column "{theirs}", which data.columns.{ours} names')
     return {**raw, **{ours: raw[theirs] for ours, theirs in columns.items()}}
+
+
+def slice_of(raw: Raw) -> str:
+    """Read the name of a row's slice, white space at its ends not counted; empty where it has none.
+
+    Raises:
+        RowError: It is no text, or too long for a name.
+    """
+    name = _text(raw, SLICE).strip() if raw.get(SLICE) is not None else ""
+    if len(name) > MOST_SLICE_CHARS:
+        raise RowError(f'"{SLICE}" has {len(name):,} characters, at most {MOST_SLICE_CHARS} allowed in a name')
+    return name
 
 
 def _text(raw: Raw, key: str) -> str:

@@ -144,9 +144,24 @@ class QualityLimits(Section):
     saved it, when weights are float32 (own measurement: none at all where packs are the same)."""
     max_reload_difference_bfloat16: Annotated[float, Field(gt=0)] = 2e-2
     """The same when weights are bfloat16, where it depends on how rows are packed."""
+    max_champion_ratio: Annotated[float, Field(gt=0)] = 1.02
+    """Tuned perplexity / perplexity of the model's champion, where there is one, must be shown not to exceed this. Own
+    choice: what q8_0 may cost (gates.gguf). With 1.0, of retrains that are exactly as good as the champion only a share
+    of alpha would pass. Margins add up: ten releases in a row may lose 1.02 ^ 10 = 1.22 against the first champion, but
+    none of them max_perplexity_ratio against the base."""
+    max_slice_ratio: Annotated[float, Field(gt=0)] = 1.05
+    """The same, for the held-out rows of every slice (rows with a key slice) against base and champion: a slice that is
+    shown to exceed this fails, one with too few rows to tell warns. Own choice: wider than for all rows together,
+    because each of many slices is judged."""
+    min_slice_rows: Positive = 20
+    """Slices with fewer held-out rows are not judged and warn. Own measurement: below 20 rows intervals may be too
+    narrow (tests/bench/results/2026-11-25-intervals.md)."""
+    max_slices: Positive = 50
+    """Most slices among the held-out rows (own choice: beyond it stands a number a row, not a name)."""
     alpha: Annotated[float, Field(ge=0.001, le=0.2)] = 0.05
-    """Probability with which either bound of the interval may be wrong: 0.05 lets at most one in twenty models pass
-    that are worse than allowed."""
+    """Probability with which a model that is worse than allowed may ever pass on the same held-out rows, over all
+    retrains together: look number k at them gets alpha / (k (k + 1)), which adds up to alpha. Either bound of an
+    interval may be wrong with what the look gets; for a slice with alpha, since its interval can only refuse."""
     draws: Annotated[int, Field(ge=1000, le=1_000_000)] = 10_000
     """How often the held-out rows are drawn anew for the interval (a bootstrap by rows, seeded by train.seed)."""
     num_samples: Positive = 8

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from loragate.challenge import models_of
 from loragate.defects import CATALOGUE, Defect
 from loragate.errors import ConfigError
 from loragate.ladder import Rung
@@ -264,15 +265,24 @@ def _step(rung: Rung, perplexities: Mapping[str, float], record: AttemptRecord) 
 def _compared(record: AttemptRecord) -> list[str]:
     """How sure the other ratios are, and what as many rows are able to show."""
     lines = []
-    rungs = {rung.name for rung in record.ladder} - {"tuned"}
+    rungs = {rung.name for rung in record.ladder if rung.above} - {"tuned"}
     for name, found in record.comparisons.items():
         if found.problem or name in rungs:
             continue
         sure = f"with {100 * (1 - 2 * found.alpha):.4g} % confidence ({found.rows:,} rows)"
-        lines.append(f"{name} / baseline: x{found.low:.3f} to x{found.high:.3f} {sure}")
-        shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f}"
-        lines.append(f"  {shown} to be at most x{found.limit:.4g}")
-    return [*lines, ""] if lines else []
+        lines.append(f"{_visible(models_of(name))}: x{found.low:.3f} to x{found.high:.3f} {sure}")
+        shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f} to be at most"
+        few = "  so few rows do not tell how large a ratio they are able to show"
+        lines.append(few if math.isnan(found.shown_ratio) else f"  {shown} x{found.limit:.4g}")
+    return [*lines, *_look(record), ""] if lines else []
+
+
+def _look(record: AttemptRecord) -> list[str]:
+    """How often the held-out rows had been looked at, and against which champion."""
+    look, against = record.look, record.champion
+    told = [f"champion: {against}"] if against else []
+    worn = f"look number {look.number:.4g} at the held-out rows, with alpha {look.alpha:.2g}" if look else ""
+    return [*told, *([worn] if worn else [])]
 
 
 def _merges(record: AttemptRecord) -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from loragate.errors import DataFileError
-from loragate.formats import FORMATS, Raw, RowError, detect, renamed
+from loragate.formats import FORMATS, Raw, RowError, detect, renamed, slice_of
 from loragate.rows import Row, unreadable
 from loragate.streamed_json import Doubled, elements, parse
 
@@ -113,7 +113,7 @@ def read_shard(shard: Shard) -> Iterator[Row]:
             yield unreadable(shard.name, raw.number, str(problem))
             continue
         try:
-            yield Row(shard.name, raw.number, FORMATS[shard.form].read(named))
+            yield Row(shard.name, raw.number, FORMATS[shard.form].read(named), slice_name=slice_of(named))
         except RowError as problem:
             yield unreadable(shard.name, raw.number, f"not a row of format {shard.form}: {problem}")
 

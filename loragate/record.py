@@ -24,6 +24,7 @@ from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
 from loragate.verdicts import Verdict
+from loragate.wear import Look
 
 T = TypeVar("T")
 
@@ -37,6 +38,8 @@ Event = Literal[
     "verdict",
     "rung",
     "comparison",
+    "look",
+    "champion",
     "curve",
     "histogram",
     "fixed",
@@ -172,7 +175,11 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
-        comparisons: Models held against the one that they were made from row by row, by the name of their rung.
+        comparisons: Models compared row by row: each rung of the ladder, by its name, with what it was made from;
+            `champion` the champion's weights with the tuned ones; `slice/NAME` and `champion/slice/NAME` tuned and
+            baseline or champion on one slice of the rows.
+        look: The challenger's look at the held-out rows; None where it came to none.
+        champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
     """
@@ -183,6 +190,8 @@ class AttemptRecord:
     verdicts: tuple[Verdict, ...] = ()
     ladder: tuple[Rung, ...] = ()
     comparisons: dict[str, Comparison] = field(default_factory=dict)
+    look: Look | None = None
+    champion: str | None = None
     curve: tuple[CurvePoint, ...] = ()
     lengths: Histogram | None = None
     taught_shares: Histogram | None = None
@@ -256,6 +265,8 @@ class Journal:
             verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
             ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
+            look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
+            champion=_as(str, seen["champion"][""]) if "champion" in seen else None,
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
             taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
@@ -300,6 +311,8 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "gates": [_gate(verdict) for verdict in record.verdicts],
         "metrics": record.metrics,
         "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
+        **({"look": record.look.told()} if record.look else {}),
+        **({"champion": record.champion} if record.champion else {}),
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),

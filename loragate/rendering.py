@@ -73,7 +73,7 @@ class Example:
         return self.rendered_tokens > len(self.ids)
 
 
-def rendered_line(example: Example, conversation: Conversation, place: str) -> bytes:
+def rendered_line(example: Example, conversation: Conversation, place: str, slice_name: str = "") -> bytes:
     """A rendered row as one line of JSON."""
     fields = {
         "ids": example.ids,
@@ -84,6 +84,7 @@ def rendered_line(example: Example, conversation: Conversation, place: str) -> b
         "copies": example.copies,
         **as_fields(conversation),
         "place": place,
+        "slice": slice_name,
     }
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 

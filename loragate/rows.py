@@ -85,12 +85,15 @@ class Row:
         number: Line of a .jsonl, .csv or .tsv file, element of a .json or .parquet file; counted from 1.
         conversation: What was said; without messages where the row could not be read.
         problem: Why the row could not be read, None where it could.
+        slice_name: The part of the rows that it belongs to, as its file says; empty where that says none. No model
+            reads it and no digest of the row covers it.
     """
 
     file: str
     number: int
     conversation: Conversation
     problem: str | None = None
+    slice_name: str = ""
 
     @property
     def messages(self) -> tuple[Message, ...]:

@@ -21,6 +21,7 @@ Column = Literal[
     "history",
     "tools",
     "text",
+    "slice",
 ]
 
 
@@ -96,7 +97,9 @@ class Data(Section):
     format: Format = "auto"
     """Row format; auto looks at the keys of each file's first row."""
     columns: Mapping[Column, Annotated[str, Field(min_length=1)]] = {}
-    """Names of your columns by the names that formats know, e.g. {prompt: title, completion: body}."""
+    """Names of your columns by the names that formats know, e.g. {prompt: title, completion: body}.
+    The key slice, or the column named here for it, names the part of the rows that a row belongs to; the quality gate
+    judges the held-out rows of each slice on their own."""
     language: Annotated[str, Field(pattern="^[a-z]{2,3}$")] | None = None
     """Language that answers must be in, as ISO 639-1 code, e.g. en; null: any."""
     max_tokens: Annotated[int, Field(ge=8)] = 512

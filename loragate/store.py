@@ -96,12 +96,22 @@ class Store:
             marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        files = manifest(folder, without=frozenset({MARKER}))
+        files = _files(folder)
         if not isinstance(marker, dict) or files != marker.get("files"):
             return None
         if "value" not in marker or _value_digest(marker["value"]) != marker.get("value_digest"):
             return None
         return Stored(Ref(str(folder), digest_manifest(files)), marker["value"], reused=True)
+
+    def holds(self, ref: Ref) -> Ref | None:
+        """Return a finished step's folder as it lies here now, or None where it is gone or its bytes have changed.
+
+        A home that was moved holds it under the same name.
+        """
+        for folder in (Path(ref.path), self.root / Path(ref.path).name):
+            if (folder / MARKER).is_file() and digest_manifest(_files(folder)) == ref.digest:
+                return Ref(str(folder), ref.digest)
+        return None
 
     def scratch(self, recipe: Recipe) -> Path:
         """Return the folder for what only a resume needs: it outlives an interrupted attempt, not a finished one."""
@@ -138,6 +148,11 @@ class Store:
             "value_digest": _value_digest(value),
         }
         write_atomically(folder / MARKER, json.dumps(marker, indent=1))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """A finished step's files and their digests."""
+    return manifest(folder, without=frozenset({MARKER}))
 
 
 def _value_digest(value: object) -> str:

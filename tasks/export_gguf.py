@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import task
 
+from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
 from loragate.ladder import F16, Hop
 from loragate.refs import Ref, digest_file
-from loragate.work import ExportGguf, GgufEvidence, ProbeGguf
 from tasks.compare_models import descend
 from tasks.models import first_questions
 from tasks.policies import STEP

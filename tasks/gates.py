@@ -4,19 +4,19 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, plan, preflight, quality, training
+from loragate.artifact_work import MergeEvidence
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
+from loragate.challenge import Challenge
 from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
 from loragate.ladder import NOT_COMPARED
 from loragate.plan import Plan
-from loragate.record import Sample
 from loragate.verdicts import Verdict
-from loragate.work import MergeEvidence, PreflightEvidence
+from loragate.work import PreflightEvidence
 from tasks.check_rows import check_rows, keep_rows
 from tasks.compare_models import descend
 from tasks.export_gguf import Probed
 from tasks.merge_adapter import Merged
-from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
 
@@ -50,11 +50,11 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 
 @task(name="quality gate", **STEP)
 def quality_gate(
-    attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows, adapter: Adapter
+    attempt: Attempt, compared: Comparison, challenge: Challenge, tuned: Measurement, adapter: Adapter
 ) -> None:
-    """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
-    attempt.note("samples", "", _samples(baseline, tuned, rows))
-    settle(attempt, quality.judge(compared, tuned.answers, adapter.trained, attempt.config.gates.quality))
+    """Refuse a tuned model not shown to be no worse than base and champion on held-out rows, or that does not stop."""
+    limits = attempt.config.gates.quality
+    settle(attempt, quality.judge(compared, tuned.answers, adapter.trained, limits, challenge))
 
 
 @task(name="merge gate", **STEP)
@@ -91,12 +91,3 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
         create_table_artifact(table=rows, key=key, description=verdict.sentence)
     if attempt.stops(verdict):
         raise GateRefusedError(verdict.sentence)
-
-
-def _samples(baseline: Measurement, tuned: Measurement, rows: Rows) -> tuple[Sample, ...]:
-    number = len(tuned.answers)
-    asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
-    return tuple(
-        Sample(question.messages[-1].said, reference, before.text, after.text, before.stopped, after.stopped)
-        for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
-    )

@@ -6,9 +6,10 @@ from pathlib import Path
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
+from loragate.record import Sample
 from loragate.refs import Ref
 from loragate.work import Measured, MeasureModel
-from tasks.models import adapted, first_questions, merged_model
+from tasks.models import adapted, first_questions, first_references, merged_model
 from tasks.policies import STEP
 
 PASSES = tuple(
@@ -28,11 +29,11 @@ def measure_model(
     weights: Ref | None = None,
     against: Sequence[Measurement] = (),
 ) -> Measurement:
-    """Measure the base (`baseline`), base + adapter (`tuned`) or merged weights (`merged`).
+    """Measure the base (`baseline`), base + adapter (`tuned`) or merged weights (`merged`, `champion`).
 
     Its predictions are held against those of other models, of which the last is the one that it was made from.
     """
-    is_merged = name == "merged"
+    is_merged = name in ("merged", "champion")
     path = weights.path if weights else None
     model = merged_model(attempt, base, path) if is_merged and path else adapted(attempt, base, path)
     limits = attempt.config.gates.quality
@@ -69,3 +70,14 @@ def measure_model(
     measurement = Measurement(name, measured.rows, measured.answers, ref.path, ref.digest, measured.divergences)
     attempt.note("rung", name, measurement.rung(against[-1] if against else None))
     return measurement
+
+
+def show_samples(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Measurement) -> None:
+    """Put what was asked and answered, before and after, on record."""
+    number = len(tuned.answers)
+    asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
+    samples = tuple(
+        Sample(question.messages[-1].said, reference, before.text, after.text, before.stopped, after.stopped)
+        for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
+    )
+    attempt.note("samples", "", samples)

@@ -7,11 +7,11 @@ from pathlib import Path
 from prefect import task
 
 from checks.merge import choose
+from loragate.artifact_work import CompareMerged, MergeAdapter, MergeBoth, MergeEvidence
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
 from loragate.config import plain
 from loragate.record import Merge
 from loragate.refs import Ref
-from loragate.work import CompareMerged, MergeAdapter, MergeBoth, MergeEvidence
 from tasks.models import adapted
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from checks import merge
+from loragate.artifact_work import CompareMerged
 from loragate.child import ignore
 from loragate.comparison import ComparePaired
 from loragate.engines import merging, paired, scoring
@@ -12,7 +13,7 @@ from loragate.limits import MergeLimits
 from loragate.perplexity import Nll
 from loragate.record import Merge
 from loragate.verdicts import Verdict
-from loragate.work import CompareMerged, MeasureModel, Model
+from loragate.work import MeasureModel, Model
 
 
 def judge_merge(model: Model, merged: Path, heldout: Path, folder: Path, limits: MergeLimits) -> Verdict:

@@ -140,7 +140,9 @@ def _examine(piece: Piece, examiner: Examiner, request: PrepareRows) -> Examined
     lines, sketches = {}, {}
     for side in SIDES:
         mine = [(n, draft) for n, (draft, _) in enumerate(examined) if draft.side == side and draft.example]
-        texts = [rendered_line(d.example, d.row.conversation, d.row.place) for _, d in mine if d.example]
+        texts = [
+            rendered_line(d.example, d.row.conversation, d.row.place, d.row.slice_name) for _, d in mine if d.example
+        ]
         lines[side] = b"".join(texts)
         sketches[side] = sketch([draft.words for _, draft in mine])
         sketches[side]["fact"] = [n for n, _ in mine]

@@ -18,6 +18,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
 from loragate.child import Progress, Report, run_tool
 from loragate.engines.predictions import Gathered, likeliest, parts
 from loragate.errors import StepError
@@ -25,7 +26,7 @@ from loragate.ladder import compared_rows
 from loragate.perplexity import Nll
 from loragate.rendering import Example, read_rendered
 from loragate.rows import Conversation
-from loragate.work import Answer, ExportGguf, GgufEvidence, ProbeGguf
+from loragate.work import Answer
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
 QUANTIZATIONS = {

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from loragate.artifact_work import CompareMerged, MergeAdapter, MergeBoth, MergeEvidence
 from loragate.child import Progress, Report, ignore
 from loragate.engines.language_model import choose_dtype, load_tokenizer, load_weights, read_examples, with_adapter
 from loragate.engines.merge_compare import compare_tensors, score, tied
 from loragate.engines.streamed_merge import is_quantised, plan_merge, write_merged
 from loragate.record import Merge, MergeCandidate
-from loragate.work import Base, CompareMerged, MergeAdapter, MergeBoth, MergeEvidence, Model
+from loragate.work import Base, Model
 
 STREAMED = "streamed"
 COPIED = (

@@ -9,15 +9,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import JsonValue as Json
 
+from loragate.challenge import models_of
 from loragate.comparison import Comparison
 from loragate.engines.report_plots import ladder_plot, lengths_plot, loss_plot, shares_plot
-from loragate.engines.report_text import duration, number, public, ratio, readable, when
+from loragate.engines.report_text import DIVIDED, duration, number, public, ratio, readable, when
 from loragate.histogram import Histogram
 from loragate.home import Kind
 from loragate.ladder import Rung
@@ -109,6 +111,7 @@ def _environment() -> Environment:
         "duration": duration,
         "when": when,
         "public": public,
+        "models": partial(models_of, over=DIVIDED),
     }
     return environment
 
@@ -244,7 +247,7 @@ def _step(rung: Rung, perplexities: Mapping[str, float], compared: Comparison | 
         return Step(rung, "", None, "", None)
     previous = _quotient(value, perplexities[rung.above]) if rung.above in perplexities else None
     interval = ""
-    if compared and not compared.problem:
+    if rung.above and compared and not compared.problem:
         sure = 100 * (1 - 2 * compared.alpha)
         interval = f"{ratio(compared.low)} to {ratio(compared.high)} ({sure:.4g} %)"
     made = f"{rung.step} of {rung.above}" if rung.above else ""

@@ -13,6 +13,7 @@ MOST_CHARACTERS = 2000
 
 MINUTE: Final = 60
 DASH: Final = "\N{EN DASH}"
+DIVIDED: Final = "\N{DIVISION SIGN}"
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _SMALL, _THOUSAND, _WHOLE, _HUGE = 1e-3, 1e3, 1e5, 1e12
 _HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")

@@ -99,13 +99,14 @@ def do(job: str, place: Place, layers: int) -> None:
     if job == "make":
         make(place, layers)
         return
+    from loragate.artifact_work import MergeAdapter
     from loragate.child import ignore
     from loragate.engines.language_model import load_weights
     from loragate.engines.merging import merge, merged_by_peft
-    from loragate.work import Base, MergeAdapter, Model
+    from loragate.work import Base, Model
 
     start = time.perf_counter()
-    base = Base(str(place.base), "", False, (), 2, "", 0, 0)
+    base = Base(str(place.base), "", False, (), 2, False, "", 0, 0)
     model = Model(base, str(place.adapter), quantized=job == "dequantised", dtype="bfloat16")
     if job == "peft":
         merged_by_peft(load_weights(model), model).save_pretrained(place.merged(job), max_shard_size="1GB")

@@ -8,6 +8,7 @@ import torch
 from merges import judge_merge
 from prepared import Adapter, describe, judged, pairs, render, train
 
+from loragate.artifact_work import MergeAdapter
 from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines.adapters import adapted_model, lora_config, lora_modules, predicted_trainable
@@ -15,7 +16,7 @@ from loragate.engines.language_model import load_weights
 from loragate.engines.merging import merge
 from loragate.errors import ConfigError
 from loragate.limits import MergeLimits
-from loragate.work import Base, MergeAdapter, Model
+from loragate.work import Base, Model
 
 SHORT: dict[str, Any] = {
     "r": 4,

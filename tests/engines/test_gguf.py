@@ -13,6 +13,7 @@ from prepared import describe, pairs, render
 
 from checks import gguf_file as gate
 from loragate import child
+from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
 from loragate.comparison import ComparePaired
 from loragate.engines import paired
 from loragate.engines.language_model import by_length, load_weights, read_examples, token_nats
@@ -24,7 +25,7 @@ from loragate.perplexity import Nll, total
 from loragate.rendering import read_rendered, rendered_line
 from loragate.rows import Conversation, Message
 from loragate.verdicts import Verdict
-from loragate.work import Base, ExportGguf, GgufEvidence, MeasureModel, Model, ProbeGguf
+from loragate.work import Base, MeasureModel, Model
 
 QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
 QUESTIONS = tuple(

@@ -12,12 +12,13 @@ from merges import judge_merge
 from prepared import Adapter, describe, pairs, render, train
 from safetensors.torch import load_file, save_file
 
+from loragate.artifact_work import MergeAdapter
 from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines.merging import merge
 from loragate.limits import MergeLimits
 from loragate.verdicts import Verdict
-from loragate.work import Base, MergeAdapter, Model
+from loragate.work import Base, Model
 
 Tensors = dict[str, torch.Tensor]
 SETTINGS = Train(r=4, alpha=12, learning_rate=5e-3, epochs=2, batch_size=4, dtype="float32")

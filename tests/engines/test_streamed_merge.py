@@ -15,6 +15,7 @@ from prepared import describe, pairs, render
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from loragate.artifact_work import MergeAdapter, MergeBoth
 from loragate.child import ignore
 from loragate.engines.adapters import save_adapter
 from loragate.engines.language_model import load_weights, read_examples, with_adapter
@@ -23,7 +24,7 @@ from loragate.engines.merging import merge, merge_both, merged_by_peft
 from loragate.engines.streamed_merge import dequantised, plan_merge
 from loragate.engines.weight_files import INDEX, stored_tensors
 from loragate.errors import StepError
-from loragate.work import MergeAdapter, MergeBoth, Model
+from loragate.work import Model
 
 Tensors = dict[str, torch.Tensor]
 Dtype = Literal["float32", "bfloat16"]

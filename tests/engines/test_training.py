@@ -13,6 +13,7 @@ from merges import judge_merge
 from prepared import Adapter, describe, judged, pairs, render, request, train
 
 from checks import quality as quality_gate
+from loragate.artifact_work import MergeAdapter
 from loragate.child import Progress, ignore
 from loragate.comparison import ComparePaired
 from loragate.config import Train
@@ -23,7 +24,7 @@ from loragate.engines.scoring import score
 from loragate.errors import ConfigError
 from loragate.limits import MergeLimits, QualityLimits
 from loragate.perplexity import Nll, total
-from loragate.work import Answer, Base, MergeAdapter, Model
+from loragate.work import Answer, Base, Model
 
 SHORT: dict[str, Any] = {
     "r": 4,
@@ -318,7 +319,7 @@ def test_a_learning_rate_of_a_million_forgets_everything_which_the_quality_gate_
     before = heldout_rows(Model(base, str(straight.folder), dtype="float32"), rows)
     limits = QualityLimits()
     asked = ComparePaired(before, after, limits.max_perplexity_ratio, limits.alpha, limits.draws, seed=0)
-    verdict = quality_gate.judge(paired.compare(asked, ignore), (Answer("a", True),), limits)
+    verdict = quality_gate.judge(paired.compare(asked, ignore), (Answer("a", True),), adapter.trained, limits)
     assert verdict.status == "fail", verdict.sentence
     assert {f.rule for f in verdict.findings if not f.passed} == {"perplexity_ratio"}
 

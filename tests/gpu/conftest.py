@@ -50,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)  # noqa: S106
-    return Base(str(folder), "", False, (1,), 1, "", VOCABULARY, 0)
+    return Base(str(folder), "", False, (1,), 1, False, "", VOCABULARY, 0)
 
 
 @pytest.fixture(scope="session")

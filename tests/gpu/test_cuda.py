@@ -8,6 +8,7 @@ from merges import judge_merge
 
 from checks import preflight as preflight_gate
 from checks import training
+from loragate.artifact_work import MergeAdapter
 from loragate.child import ignore
 from loragate.config import Train
 from loragate.engines import adapters, merging, preflight, scoring
@@ -15,7 +16,7 @@ from loragate.engines import training as trainer
 from loragate.engines.language_model import choose_dtype
 from loragate.limits import MergeLimits, PreflightLimits, TrainingLimits
 from loragate.perplexity import total
-from loragate.work import Base, MeasureModel, MergeAdapter, Method, Model, Preflight, TrainAdapter
+from loragate.work import Base, MeasureModel, Method, Model, Preflight, TrainAdapter
 
 pytestmark = pytest.mark.gpu
 

@@ -76,7 +76,7 @@ def shapes(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_memory_is_what_the_plan_said(job: Job, shapes: Path, tmp_path: Path, table: list[str]) -> None:
     folder = shapes / job.shape
-    base = Base(str(folder), "", False, (1,), 1, "", 0, save(job.shape, folder, shapes / "tokenizer"))
+    base = Base(str(folder), "", False, (1,), 1, False, "", 0, save(job.shape, folder, shapes / "tokenizer"))
     settings = Train.model_validate(KEYS | {"batch_size": job.batch_size} | job.keys)
     rows = rows_of(job.batch_size * (WARM + STEPS), tmp_path)
     lengths = [len(row.ids) for row in rows]

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from checks import gguf_file, merge
+from loragate.artifact_work import GgufEvidence, MergeEvidence
 from loragate.comparison import Comparison
 from loragate.ladder import NOT_COMPARED, Divergence, Hop
 from loragate.limits import GgufLimits, MergeLimits
 from loragate.perplexity import Nll
 from loragate.record import Merge, MergeCandidate
 from loragate.verdicts import Verdict
-from loragate.work import Answer, Base, GgufEvidence, MergeEvidence
+from loragate.work import Answer, Base
 
 NAN, INF = math.nan, math.inf
 STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)

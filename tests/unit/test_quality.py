@@ -10,7 +10,8 @@ from checks import quality
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll
-from loragate.work import Answer
+from loragate.record import CurvePoint
+from loragate.work import Answer, Trained
 
 NAN, INF = math.nan, math.inf
 STOPPED, RUNNING_ON = Answer("Ann.", stopped=True), Answer("Ann. Ann. Ann.", stopped=False)
@@ -28,6 +29,16 @@ GOOD = Comparison(
     draws=10_000,
     p_value=0.0001,
     shown_ratio=0.8,
+)
+TRAINED = Trained(
+    curve=(CurvePoint(1, 4.0, 1e-4, 1.0, heldout_loss=3.5), CurvePoint(2, 3.0, 1e-4, 1.0, heldout_loss=math.log(19.0))),
+    best_step=2,
+    trainable=512,
+    predicted_trainable=512,
+    modules=4,
+    modules_without_gradient=(),
+    dtype="float32",
+    resumed_from=0,
 )
 
 
@@ -60,7 +71,7 @@ def between(low: float, ratio: float, high: float, **more: Any) -> dict[str, Any
     ],
 )
 def test_quality_gate_judges_the_whole_interval(changes: dict[str, Any], status: str) -> None:
-    verdict = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, QualityLimits())
+    verdict = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits())
     assert verdict.status == status
     assert verdict.refuses == (status != "pass")
     assert {f.rule for f in verdict.findings if not f.passed} == (set() if status == "pass" else {"perplexity_ratio"})
@@ -69,19 +80,19 @@ def test_quality_gate_judges_the_whole_interval(changes: dict[str, Any], status:
 @pytest.mark.parametrize(
     ("compared", "answers", "rules"),
     [
-        ({"after": Nll(1.0, 99)}, FOUR_ANSWERS, {"same_tokens"}),
+        ({"after": Nll(99 * math.log(19.0), 99)}, FOUR_ANSWERS, {"same_tokens"}),
         ({}, FOUR_ANSWERS[1:], {"stop_share"}),
         ({}, (RUNNING_ON,), {"stop_share"}),
         ({}, (), {"stop_share"}),
     ],
 )
 def test_quality_gate_fails(compared: dict[str, Any], answers: tuple[Answer, ...], rules: set[str]) -> None:
-    verdict = quality.judge(replace(GOOD, **compared), answers, QualityLimits())
+    verdict = quality.judge(replace(GOOD, **compared), answers, TRAINED, QualityLimits())
     assert ({f.rule for f in verdict.findings if not f.passed}, verdict.status) == (rules, "fail")
 
 
 def test_a_failure_beside_too_little_evidence_is_called_a_failure() -> None:
-    verdict = quality.judge(replace(GOOD, high=1.2), (), QualityLimits())
+    verdict = quality.judge(replace(GOOD, high=1.2), (), TRAINED, QualityLimits())
     assert verdict.status == "fail"
 
 
@@ -107,21 +118,21 @@ def test_a_failure_beside_too_little_evidence_is_called_a_failure() -> None:
 def test_quality_gate_says_the_bound_that_decides_the_limit_and_the_rows(
     changes: dict[str, Any], bounds: str, rows: str
 ) -> None:
-    found = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, QualityLimits()).findings[1]
+    found = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits()).findings[2]
     said = f"perplexity 53.600 -> 19.000: the ratio is {bounds}, at most 1 x baseline allowed; {rows}"
     assert found.detail == said
 
 
 def test_quality_gate_puts_the_interval_beside_the_value() -> None:
-    found = quality.judge(GOOD, FOUR_ANSWERS, QualityLimits()).findings[1]
+    found = quality.judge(GOOD, FOUR_ANSWERS, TRAINED, QualityLimits()).findings[2]
     assert (found.low, found.value, found.high, found.limit) == (0.31, 0.354, 0.41, 1.0)
 
 
 def test_quality_gate_obeys_its_limits() -> None:
     lenient = QualityLimits(max_perplexity_ratio=1.5, min_stop_share=0.5, alpha=0.1)
     worse = replace(GOOD, low=1.1, ratio=1.2, high=1.3, limit=1.5, alpha=0.1, p_value=0.001)
-    assert quality.judge(worse, (STOPPED, RUNNING_ON), lenient).status == "pass"
-    assert quality.judge(replace(worse, limit=1.0, alpha=0.05), FOUR_ANSWERS, QualityLimits()).status == "fail"
+    assert quality.judge(worse, (STOPPED, RUNNING_ON), TRAINED, lenient).status == "pass"
+    assert quality.judge(replace(worse, limit=1.0, alpha=0.05), FOUR_ANSWERS, TRAINED, QualityLimits()).status == "fail"
 
 
 @pytest.mark.parametrize(
@@ -138,3 +149,20 @@ def test_quality_gate_obeys_its_limits() -> None:
 def test_rows_needed_grow_with_the_square_of_what_is_asked_of_them(changes: dict[str, Any], needed: int | None) -> None:
     found = replace(GOOD, **changes).rows_needed
     assert found == needed or (found is not None and needed is not None and abs(found - needed) <= 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "dtype", "passed"),
+    [
+        (math.log(19.0) + 0.9e-3, "float32", True),
+        (math.log(19.0) - 1.1e-3, "float32", False),
+        (math.log(19.0) + 1.9e-2, "bfloat16", True),
+        (math.log(19.0) + 2.1e-2, "bfloat16", False),
+        (NAN, "float32", False),
+        (None, "float32", False),
+    ],
+)
+def test_saved_adapter_must_score_as_training_did(loss: float | None, dtype: str, passed: bool) -> None:
+    trained = replace(TRAINED, curve=(replace(TRAINED.curve[0], step=2, heldout_loss=loss),), dtype=dtype)
+    found = quality.judge(GOOD, FOUR_ANSWERS, trained, QualityLimits()).findings
+    assert {finding.rule: finding.passed for finding in found}["reloaded_as_trained"] == passed

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragate.comparison import Comparison
+from loragate.defects import Planted
 from loragate.histogram import Histogram, histogram
 from loragate.ladder import Rung
 from loragate.perplexity import Nll
@@ -32,6 +33,7 @@ from loragate.record import (
 )
 from loragate.refs import Ref
 from loragate.verdicts import Finding, at_most, conclude
+from loragate.wear import Look
 
 OPENED = Opened(
     attempt="20261122T060000-abcdef",
@@ -57,6 +59,7 @@ COMPARED = Comparison(
     p_value=0.5,
     shown_ratio=0.75,
 )
+LOOK = Look("a" * 64, rows=3, marks=("0" * 16, "1" * 16, "f" * 16), number=2.5, alpha=0.005)
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
 LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
@@ -84,6 +87,7 @@ PLAN = Plan(
     epochs=2,
     seconds=1.5,
 )
+PLANTED = Planted("double-bos", "caught", "data", ("train.bos_once",), "refused", 1.5)
 LINES: list[tuple[Event, str, object]] = [
     ("opened", "", OPENED),
     ("tracked", "", Tracked("run-1", "sqlite:///mlflow.db")),
@@ -94,6 +98,8 @@ LINES: list[tuple[Event, str, object]] = [
     ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
     ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
     ("comparison", "tuned", COMPARED),
+    ("look", "heldout", LOOK),
+    ("champion", "", "helper@2"),
     ("curve", "", CURVE),
     ("histogram", "tokens", LENGTHS),
     ("histogram", "taught", SHARES),
@@ -104,6 +110,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
+    ("planted", "double-bos", PLANTED),
     ("closed", "", CLOSED),
 ]
 
@@ -114,6 +121,8 @@ WHOLE = AttemptRecord(
     verdicts=(PASSED, REFUSED),
     ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
     comparisons={"tuned": COMPARED},
+    look=LOOK,
+    champion="helper@2",
     curve=CURVE,
     lengths=LENGTHS,
     taught_shares=SHARES,
@@ -128,6 +137,7 @@ WHOLE = AttemptRecord(
     },
     inputs={"base": "b" * 64},
     seconds={"train": 12.5},
+    planted=(PLANTED,),
 )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-Place = Literal["run", "rows", "train", "merge", "gguf"]
+IN_A_MEASUREMENT = "dropped-token"
+"""Name of the defect that is planted into what a measurement says."""
 Status = Literal["caught", "elsewhere", "survived", "not applicable"]
 
 ADAPTER_RULES = "the training gate reads the adapter back from disk"
@@ -23,16 +24,18 @@ class Defect:
     Attributes:
         name: Machine name, stable across versions.
         what: What is wrong in the copy.
-        place: What it is planted into: the run file's data and base model, or what a step has made.
-        gate: Which gate should refuse it; gguf stands for that of whichever file comes first.
+        place: What it is planted into: `run` for the run file's data and base model, or the step whose outcome it is.
+        gate: Which gate should refuse it; gguf stands for that of any file.
         advice: What its survival means, and what to do about it.
+        file: Of a GGUF file its quantisation; empty for the one that is judged first.
     """
 
     name: str
     what: str
-    place: Place
+    place: str
     gate: str
     advice: str
+    file: str = ""
 
 
 CATALOGUE = (
@@ -147,6 +150,13 @@ CATALOGUE = (
         "merge",
         "merge",
         "the merge gate compares tokenizer and template with the base's",
+    ),
+    Defect(
+        IN_A_MEASUREMENT,
+        "the merged model was scored without the last token of the first held-out row",
+        "merged",
+        "merge",
+        "rows must be the same, token for token, before two models are compared",
     ),
     Defect(
         "other-tokenizer",

@@ -289,6 +289,7 @@ class PlantDefect:
         folder: The copy; for a chat template an empty folder that the base model is copied to.
         model: The base, and the adapter that was merged.
         rows: File of rendered training rows of the sound run.
+        file: Of a GGUF file its quantisation; empty for the one that is judged first.
         seed: Decides what is hit where several things could be.
     """
 
@@ -296,4 +297,5 @@ class PlantDefect:
     folder: str
     model: Model
     rows: str
+    file: str
     seed: int

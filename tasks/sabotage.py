@@ -11,19 +11,21 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from loragate import narration, planting
+from loragate.artifact_work import GgufEvidence
 from loragate.attempt import Attempt, FetchedBase, Rows
-from loragate.config import RunFile, load, plain
-from loragate.defects import CATALOGUE, Defect, Planted, outcome
-from loragate.environment import describe
+from loragate.config import RunFile, load
+from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted, outcome
 from loragate.errors import ConfigError, GateRefusedError, NotApplicableError, StepError
 from loragate.home import find_home
 from loragate.narration import tell
-from loragate.record import Closed, Opened, now
+from loragate.perplexity import Nll
+from loragate.record import Closed, now
 from loragate.refs import Ref, digest_manifest, manifest
 from loragate.sources import BaseModelSource
 from loragate.store import MARKER, Recipe, Stored, copy_linked, locked
 from loragate.verdicts import Verdict
-from loragate.work import Model, PlantDefect
+from loragate.work import Measured, Model, PlantDefect
+from tasks.attempts import opened
 from tasks.check_rows import check_rows, keep_rows
 from tasks.fetch_base import fetch_base
 from tasks.prepare_rows import prepare_rows
@@ -58,6 +60,7 @@ class SabotagedAttempt(Attempt):
         self.made: list[str] = []
         self.adapter: str | None = None
         self.ended: Verdict | None = None
+        self.found: Planted | None = None
 
     def build(self, recipe: Recipe, kind: type[T], make: Callable[[Path], object]) -> tuple[Stored, T]:
         """Find or make a step's outcome; that of the defect's step is altered."""
@@ -66,7 +69,11 @@ class SabotagedAttempt(Attempt):
             self.made.append(stored.ref.path)
         if recipe.step == "train":
             self.adapter = stored.ref.path
-        if recipe.step == self.defect.place:
+        if recipe.step != self.defect.place:
+            return stored, value
+        if self.defect.name == IN_A_MEASUREMENT:
+            value = _without_a_token(value)
+        else:
             copy = self.scratch / recipe.step
             copy_linked(stored.ref.path, copy)
             self.plant(copy)
@@ -83,8 +90,8 @@ class SabotagedAttempt(Attempt):
     def plant(self, folder: Path) -> None:
         """Have the defect planted into a folder."""
         engine = "gguf_saboteur" if self.defect.place == GGUF else "saboteur"
-        rows, seed = self.sound.rows.file("train.jsonl"), self.config.train.seed
-        request = PlantDefect(self.defect.name, str(folder), Model(self.sound.base.base, self.adapter), rows, seed)
+        model, rows = Model(self.sound.base.base, self.adapter), self.sound.rows.file("train.jsonl")
+        request = PlantDefect(self.defect.name, str(folder), model, rows, self.defect.file, self.config.train.seed)
         self.call(f"loragate.engines.{engine}:plant", request, fresh=engine == "gguf_saboteur")
 
     def alter_run(self) -> None:
@@ -111,6 +118,13 @@ class SabotagedAttempt(Attempt):
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _without_a_token(value: T) -> T:
+    """What a measurement would say, had the first row lost a token."""
+    assert isinstance(value, (Measured, GgufEvidence))
+    first, *others = value.rows
+    return replace(value, rows=(Nll(first.nats, first.tokens - 1), *others))
+
+
 @contextmanager
 def inspected(config: str, home: str | None, overrides: Sequence[str] | None) -> Iterator[Attempt]:
     """Open what defects are planted under, alone for its model in its home; it is no release."""
@@ -118,7 +132,7 @@ def inspected(config: str, home: str | None, overrides: Sequence[str] | None) ->
     place = find_home(home, run)
     with locked(place.root / "locks" / run.config.model, f"another release of {run.config.model}"):
         attempt = Attempt(run, place, "sabotage")
-        attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
+        opened(attempt)
         yield attempt
         attempt.note("closed", "", Closed("passed", "every defect was planted", now()))
 
@@ -151,6 +165,7 @@ def planted(attempt: Attempt, defect: Defect, sound: Sound, without: Sequence[st
     try:
         if defect.place == "run":
             sabotaged.alter_run()
+        opened(sabotaged)
         yield sabotaged
     except (GateRefusedError, StepError, NotApplicableError) as error:
         said = str(error)
@@ -160,6 +175,7 @@ def planted(attempt: Attempt, defect: Defect, sound: Sound, without: Sequence[st
     finally:
         narration.quiet = told
         sabotaged.clear()
+    sabotaged.found = found
     attempt.note("planted", defect.name, found)
     by = f" by the {found.gate} gate" if found.gate else ""
     tell(f"{defect.name:>22}  {found.status.upper()}{by}: {', '.join(found.rules) or found.said}")

@@ -30,19 +30,20 @@ BLOCKS = {
 
 
 def plant(request: PlantDefect, _: Report) -> None:
-    """Plant one defect into the first file that is judged.
+    """Plant one defect into a file.
 
     Raises:
         NotApplicableError: The file has not what the defect needs.
     """
-    path = first_file(Path(request.folder))
+    path = _chosen(Path(request.folder), request.file)
     _own(path)
     PLANTS[request.name](path, random.Random(request.seed))
 
 
-def first_file(folder: Path) -> Path:
-    """The file that is judged first: f16 where there is one."""
-    return min(folder.glob("*.gguf"), key=lambda path: (not path.stem.endswith("f16"), path.name))
+def _chosen(folder: Path, quantization: str) -> Path:
+    """The file of a quantisation, or the one that is judged first: f16 where there is one."""
+    paths = [path for path in folder.glob("*.gguf") if path.stem.endswith(quantization)]
+    return min(paths, key=lambda path: (not path.stem.endswith("f16"), path.name))
 
 
 def _own(path: Path) -> None:

@@ -1,0 +1,163 @@
+"""The gates tested by planted defects: every defect is caught by the gate that should, and every fault at its own step.
+
+Real roads on the tiny model; one release is the sound run of all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Done, loragate, write_run
+from prefect import flow
+
+from flows.release import release_model, walk
+from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted
+from loragate.home import Home
+from loragate.orchestrator import prefect_server, prepare_environment
+from tasks.sabotage import inspected, planted, sound_run
+
+# MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+GATES = ("data", "plan", "preflight", "training", "quality", "merge", "gguf")
+STRICT = {
+    "min_stop_share": 0.0,
+    "max_kl_f16": 1e-4,
+    "max_kl_q8_0": 1e-3,
+    "min_top1_agreement_q8_0": 0.5,
+}
+"""A random model predicts next to nothing: what is planted into it moves little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder with a run file that passes, its home, and the server that all of it shares."""
+
+    folder: Path
+    api: str
+
+    def sabotage(self, *arguments: str) -> Done:
+        return loragate("sabotage", "run.yaml", *arguments, cwd=self.folder, PREFECT_API_URL=self.api)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("sabotage")
+    write_run(folder, tiny_model, gates={"gguf": STRICT}, export={"gguf": ["f16", "q8_0"]})
+    home = Home(folder / "home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_HOME", str(home.prefect))
+        prepare_environment(home, verbose=False)
+        with prefect_server(home) as ready:
+            yield Place(folder, ready())
+
+
+@pytest.fixture(scope="module")
+def outcome(place: Place) -> Any:
+    """What `sabotage --json` says of the whole catalogue."""
+    return place.sabotage("--json").json
+
+
+def by_name(outcome: Any) -> dict[str, Any]:
+    return {each["defect"]: each for each in outcome["defects"]}
+
+
+def test_every_defect_is_caught_by_the_gate_that_should(outcome: Any) -> None:
+    missed = {name: (each["status"], each["gate"], each["said"]) for name, each in by_name(outcome).items()}
+    assert {name: said for name, said in missed.items() if said[0] != "caught"} == {}
+    assert outcome["score"] == 1
+    assert outcome["planted"] == len(CATALOGUE) >= 22
+
+
+def test_nothing_of_a_defect_is_left_or_released(place: Place, outcome: Any) -> None:
+    home = Home(place.folder / "home")
+    assert [record.outcome for record in home.records()] == ["released"]
+    assert not list((place.folder / "home" / "sabotage").glob("*/*/planted"))
+    steps = {path.name.rpartition("-")[0] for path in (home.root / "runs").iterdir() if path.is_dir()}
+    assert len([path for path in (home.root / "runs").glob("merge-*") if path.is_dir()]) == 1
+    assert "train" in steps
+
+
+def test_the_same_seed_gives_the_same_outcome(place: Place, outcome: Any) -> None:
+    names = ("poisoned", "module-frozen", "wrong-base")
+    again = place.sabotage("--json", *(f"--only={name}" for name in names)).json
+    for name in names:
+        one, other = by_name(outcome)[name], by_name(again)[name]
+        assert (one["status"], one["gate"], one["rules"]) == (other["status"], other["gate"], other["rules"])
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_without_a_gate_the_score_is_lower(place: Place, outcome: Any, gate: str) -> None:
+    mine = [name for name, each in by_name(outcome).items() if each["expected"] == gate]
+    assert mine
+    done = place.sabotage("--json", f"--without={gate}", *(f"--only={name}" for name in mine[:2]))
+    assert done.code == 4
+    assert done.json["score"] < 1
+
+
+def test_survivors_are_explained_to_a_person(place: Place, outcome: Any) -> None:
+    done = place.sabotage("--without=plan", "--only=rate-times-hundred")
+    assert done.code == 4
+    assert "kill score 0.000: 0 of 1 caught by the gate that should" in done.stdout
+    assert "the learning rate is a hundred times what the run file says" in done.stdout
+    assert "lower gates.plan.max_usable_rate" in done.stdout
+
+
+def test_an_unknown_defect_is_one_paragraph(place: Place, outcome: Any) -> None:
+    done = place.sabotage("--only=gremlins")
+    assert done.code == 2
+    assert "--only gremlins: no such defect; there are stop-token-stripped, double-bos" in done.stderr
+
+
+def test_the_catalogue_is_listed_without_planting_anything(place: Place) -> None:
+    done = place.sabotage("--catalogue")
+    assert done.code == 0
+    assert all(defect.name in done.stdout for defect in CATALOGUE)
+
+
+KNOWN = {defect.name: defect for defect in CATALOGUE}
+
+
+def at(name: str, place: str, gate: str, file: str = "") -> Defect:
+    return replace(KNOWN[name], place=place, gate=gate, file=file)
+
+
+HOPS = {
+    "a scaled tensor, training": at("adapter-scaled", "train", "quality"),
+    "a scaled tensor, merging": at("merged-twice", "merge", "merge"),
+    "a scaled tensor, conversion": at("tensor-scaled", "gguf", "gguf_f16", "f16"),
+    "a scaled tensor, quantisation": at("tensor-scaled", "gguf", "gguf_q8_0", "q8_0"),
+    "a wrong template, merging": at("merged-template", "merge", "merge"),
+    "a wrong template, conversion": at("wrong-template", "gguf", "gguf_f16", "f16"),
+    "a wrong template, quantisation": at("wrong-template", "gguf", "gguf_q8_0", "q8_0"),
+    "a dropped token, training": at(IN_A_MEASUREMENT, "tuned", "quality"),
+    "a dropped token, merging": at(IN_A_MEASUREMENT, "merged", "merge"),
+    "a dropped token, conversion": at(IN_A_MEASUREMENT, "probe_f16", "gguf_f16"),
+    "a dropped token, quantisation": at(IN_A_MEASUREMENT, "probe_q8_0", "gguf_q8_0"),
+}
+
+
+@flow(name="faults at every step")
+def faults(config: str, home: str) -> list[Planted]:
+    """Plant one fault at each step of the ladder."""
+    release_model(config, home)
+    found = []
+    with inspected(config, home, ()) as attempt:
+        sound = sound_run(attempt)
+        for defect in HOPS.values():
+            with planted(attempt, defect, sound, ()) as sabotaged:
+                walk(sabotaged)
+            assert sabotaged.found is not None
+            found.append(sabotaged.found)
+    return found
+
+
+def test_a_fault_is_put_down_to_the_step_where_it_was_made(place: Place, outcome: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", place.api)
+        found = faults(str(place.folder / "run.yaml"), str(place.folder / "home"))
+    gates = dict(zip(HOPS, (each.gate for each in found), strict=True))
+    assert gates == {name: defect.gate for name, defect in HOPS.items()}

@@ -25,7 +25,7 @@ def attempted(config: str, home: str | None, overrides: Sequence[str] | None) ->
     place = find_home(home, run)
     with locked(place.root / "locks" / run.config.model, f"another release of {run.config.model}"):
         attempt = Attempt(run, place)
-        attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
+        attempt.note("opened", "", _opened(attempt))
         try:
             yield attempt
         except ConfigError:
@@ -44,13 +44,18 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
     """Open an attempt that only checks: its record is kept apart from the releases', and MLflow hears nothing."""
     run = load(Path(config), overrides or ())
     attempt = Attempt(run, find_home(home, run), "checks")
-    attempt.note("opened", "", Opened(attempt.id, run.config.model, now(), plain(run.config), describe()))
+    attempt.note("opened", "", _opened(attempt))
     try:
         yield attempt
     except GateRefusedError as refusal:
         close(attempt, Closed("refused", str(refusal), now()), "checks")
         raise
     close(attempt, Closed("passed", "the data gate and the plan gate passed", now()), "checks")
+
+
+def _opened(attempt: Attempt) -> Opened:
+    run = attempt.run
+    return Opened(attempt.id, run.config.model, now(), plain(run.config), describe(), str(run.path))
 
 
 def end(attempt: Attempt, closed: Closed) -> None:

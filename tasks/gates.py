@@ -16,6 +16,8 @@ from tasks.merge_adapter import Merged
 from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
+from tasks.waivers import refusal, with_waivers
+from tasks.worst_rows import worst_rows
 
 
 @task(name="data gate", **STEP)
@@ -48,6 +50,7 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
     """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
     attempt.note("samples", "", _samples(baseline, tuned, rows))
+    attempt.note("worst_rows", "", worst_rows(baseline, tuned, rows))
     settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality))
 
 
@@ -64,11 +67,12 @@ def gguf_gate(attempt: Attempt, name: str, evidence: GgufEvidence, merged: Measu
 
 
 def settle(attempt: Attempt, verdict: Verdict) -> None:
-    """Put a verdict on record, show it, and raise where it refuses.
+    """Put a verdict on record, show it, and raise where it refuses and no waiver lets it go.
 
     Raises:
-        GateRefusedError: The verdict refuses; the message is the verdict.
+        GateRefusedError: The verdict refuses; the message is the verdict, and what it takes to waive it.
     """
+    verdict = with_waivers(attempt, verdict)
     attempt.settle(verdict)
     rows: list[dict[str, object]] = [
         {"rule": f.rule, "passed": f.passed, "status": f.status, "detail": f.detail, "severity": f.severity}
@@ -77,7 +81,7 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
     key = f"{attempt.config.model}-{verdict.gate}-gate".lower().replace("_", "-").replace(".", "-")
     create_table_artifact(table=rows, key=key, description=verdict.sentence)
     if verdict.refuses:
-        raise GateRefusedError(verdict.sentence)
+        raise GateRefusedError(refusal(attempt, verdict))
 
 
 def _samples(baseline: Measurement, tuned: Measurement, rows: Rows) -> tuple[Sample, ...]:

@@ -81,6 +81,7 @@ def _findings(results: Sequence[RuleResult]) -> Iterator[Finding]:
                 value=result.evaluated if counted else result.unexpected,
                 limit=result.bound if counted else _allowed(result),
                 examples=result.examples,
+                evidence="enough" if result.evaluated > 0 and not result.error else "none",
             )
 
 
@@ -98,7 +99,7 @@ def _not_judged(results: Sequence[RuleResult]) -> Iterator[Finding]:
     judged = {result.rule for result in results}
     for missing in (rule for rule in RULES if rule not in judged):
         side, _, rule = missing.partition(".")
-        yield Finding(missing, False, f"{SIDES[side]}: the rule was not judged; {WHAT[rule]}")
+        yield Finding(missing, False, f"{SIDES[side]}: the rule was not judged; {WHAT[rule]}", evidence="none")
 
 
 def _facts_complete(results: Sequence[RuleResult]) -> Finding:

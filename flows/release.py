@@ -9,7 +9,7 @@ from tasks.compare_models import compare_models
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
-from tasks.measure_model import measure_model, show_samples
+from tasks.measure_model import measure_model, show_rows
 from tasks.merge_adapter import compare_merged, merge_adapter
 from tasks.plan_training import plan_training
 from tasks.prepare_rows import prepare_rows
@@ -46,7 +46,7 @@ def walk(attempt: Attempt) -> None:
     tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
     compared = compare_models(attempt, "tuned", baseline, tuned, alpha=worn.alpha)
     challenge = challenge_champion(attempt, rows, worn, baseline, champion, tuned)
-    show_samples(attempt, rows, baseline, tuned)
+    show_rows(attempt, rows, baseline, tuned)
     quality_gate(attempt, compared, challenge, tuned, adapter)
 
     merged = merge_adapter(attempt, base, adapter, rows)

@@ -1,18 +1,17 @@
 """The command `loragate`: a front door that imports nothing heavy until it is needed."""
 
 import contextlib
-import json
-import math
+import functools
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from loragate import __version__
-from loragate.errors import GateRefusedError, LoragateError, VerificationError
+from loragate.errors import GateRefusedError, VerificationError
+from loragate.terminal import answered, passphrase, put, put_json
 
 if TYPE_CHECKING:
     from loragate.home import Home, Kind
@@ -249,6 +248,62 @@ def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, ve
 
 
 @main.command()
+@click.argument("attempt", metavar="ATTEMPT")
+@click.option("--rule", required=True, metavar="GATE/RULE", help="The rule that refused, as the refusal names it.")
+@click.option("--by", required=True, metavar="NAME", help="Who answers for it: one of gates.waivers.signers.")
+@click.option("--reason", required=True, metavar="TEXT", help="Why the finding is taken as it is.")
+@click.option("--until", required=True, metavar="YYYY-MM-DD", help="Last day (UTC) on which the waiver counts.")
+@click.option(
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Private key of that person (ssh-keygen -t ed25519). Its passphrase, where it has one, is taken from "
+    "LORAGATE_KEY_PASSPHRASE or asked for.",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="The run file, where it has moved since the attempt.")
+@common
+def waive(  # noqa: PLR0913 - one parameter an option
+    attempt: str,
+    rule: str,
+    by: str,
+    reason: str,
+    until: str,
+    key: Path,
+    config: Path | None,
+    home: str | None,
+    as_json: bool,
+    quiet: bool,  # noqa: ARG001
+    verbose: bool,
+) -> None:
+    """Waive one rule that refused ATTEMPT, for that candidate and until a date, by a signed file.
+
+    Writes the waiver and its signature where the run file looks for them (gates.waivers.files). Release again: the
+    finding stays on record with its value and limit, is shown as WAIVED, and no longer refuses. Any change of data,
+    settings or artifacts makes another candidate, which the waiver is not for.
+    """
+    with answered(verbose):
+        from datetime import UTC, datetime
+
+        from loragate import waivers, waiving
+        from loragate.config import load
+        from loragate.engines import signing
+        from loragate.home import find_home
+
+        record = waiving.find_attempt(find_home(home), attempt)
+        run = load(waiving.run_file(record, config))
+        waiver = waiving.draft(record, waiving.Wish(rule, by, reason, until), run, datetime.now(UTC).date())
+        private = signing.load_private_key(key, passphrase)
+        waiving.require_own_key(run, by, private.public)
+        sign = functools.partial(signing.sign, private, namespace=waivers.NAMESPACE)
+        written = [str(path) for path in waiving.write(run, waiver, sign)]
+        if as_json:
+            put_json({"written": written, "candidate": waiver.candidate, "rule": rule, "until": waiver.until})
+        else:
+            put("\n".join(f"wrote {path}" for path in written))
+            put(f"It counts until {waiver.until} for candidate {waiver.candidate}: loragate release {run.path}")
+
+
+@main.command()
 @click.argument("configs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--cron", default="0 3 * * 1", show_default=True, help="When to release, as a cron expression.")
 @click.option("--timezone", default="UTC", show_default=True, help="Time zone of the cron expression.")
@@ -339,53 +394,6 @@ def tell_where(address: str) -> None:
     from loragate.narration import tell
 
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
-
-
-class answered:  # noqa: N801 - reads as a phrase where it is used
-    """Turn our errors into one paragraph on stderr and the exit code of the contract."""
-
-    def __init__(self, verbose: bool) -> None:
-        """Show tracebacks where `verbose`."""
-        self.verbose = verbose
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """End the process with the error's exit code."""
-        if error is None or isinstance(error, (SystemExit, click.exceptions.Exit, click.ClickException)):
-            return
-        if self.verbose:
-            traceback.print_exception(error)
-        if isinstance(error, LoragateError):
-            fail(str(error), error.exit_code)
-        if isinstance(error, KeyboardInterrupt):
-            fail("interrupted; the same command goes on where this one stopped", 130)
-        fail(f"unexpected {type(error).__name__}: {error}; -v shows where", 1)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """End with one paragraph on stderr."""
-    click.echo(f"loragate: {message}", err=True)
-    sys.exit(code)
-
-
-def put(text: str) -> None:
-    """Write to stdout."""
-    click.echo(text)
-
-
-def put_json(value: Mapping[str, object]) -> None:
-    """Write one line of JSON; numbers that JSON has no form for become null."""
-    click.echo(json.dumps(_finite(value), ensure_ascii=False))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

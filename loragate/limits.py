@@ -1,11 +1,15 @@
 """The limits of every gate, with their defaults and their reasons: the section `gates` of a run file."""
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( .*)?"
+"""An ed25519 key as OpenSSH writes it: its kind, 51 bytes in base64 that begin with the kind, and a comment."""
 
 
 class Section(BaseModel):
@@ -229,6 +233,29 @@ class GgufLimits(Section):
     """Largest file in gigabytes (10^9 bytes); null likewise."""
 
 
+def _public_keys(signers: Mapping[str, str]) -> Mapping[str, str]:
+    """Refuse what is no name, or no key that can be checked."""
+    for name, key in signers.items():
+        if not name.isprintable() or name != name.strip() or not name:
+            raise ValueError(f"gates.waivers.signers: {name!r} is not a name")
+        if not re.fullmatch(PUBLIC_KEY, key):
+            wanted = "the line that `ssh-keygen -t ed25519` writes into the .pub file: ssh-ed25519 AAAA…"
+            raise ValueError(f"gates.waivers.signers.{name}: found {key[:80]!r}, wanted {wanted}")
+    return signers
+
+
+class Waivers(Section):
+    """Who may waive a rule that refuses, for one candidate and until a date; a waiver is a signed file."""
+
+    signers: Annotated[Mapping[str, str], AfterValidator(_public_keys)] = {}
+    """Persons who may waive and the public keys that `ssh-keygen -t ed25519` wrote for them, e.g. {Ada Lovelace:
+    ssh-ed25519 AAAA...}; {}: nobody, and no waiver counts."""
+    files: Annotated[tuple[str, ...], Field(min_length=1)] = ("waivers/*.json",)
+    """Waivers, relative to this file, as `loragate waive` writes them; each has its signature beside it (.json.sig)."""
+    max_days: Annotated[int, Field(ge=1, le=366)] = 90
+    """How many days ahead a waiver may end (own choice: after a quarter someone has to want it again)."""
+
+
 class Gates(Section):
     """Every limit that decides about a release."""
 
@@ -246,3 +273,5 @@ class Gates(Section):
     """Limits of the merge gate."""
     gguf: GgufLimits = GgufLimits()
     """Limits of the GGUF gate."""
+    waivers: Waivers = Waivers()
+    """Who may waive a rule that refuses."""

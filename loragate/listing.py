@@ -11,9 +11,17 @@ from loragate.errors import ConfigError
 from loragate.ladder import Rung
 from loragate.plan import GIGABYTE, Plan
 from loragate.record import AttemptRecord
+from loragate.refusal import Cause, causes
 from loragate.verdicts import Finding, Verdict
 
-MARK = {"pass": "pass", "warn": "WARN", "fail": "FAIL", "inconclusive": "INCONCLUSIVE", "error": "ERROR"}
+MARK = {
+    "pass": "pass",
+    "warn": "WARN",
+    "waived": "WAIVED",
+    "fail": "FAIL",
+    "inconclusive": "INCONCLUSIVE",
+    "error": "ERROR",
+}
 COLUMNS = ("release", "verdict", "aliases", "when", "digest", "attempt")
 SIDES = {"train": "train", "heldout": "held-out"}
 """What the name of a rule about one side's rows begins with, and that side's column."""
@@ -78,12 +86,14 @@ def pick(records: Sequence[AttemptRecord], name: str, home: str) -> AttemptRecor
 def describe(record: AttemptRecord, report: str) -> str:
     """The verdict, the gates, the ladder and where things are; `report` may be empty."""
     closed = record.closed
+    decisive = {(cause.gate, cause.finding): cause for cause in causes(record)}
     lines = [
         f"{record.outcome.upper()}  {record.release or record.opened.model}",
         *_ending(record),
         "",
-        *(_gate(verdict) for verdict in record.verdicts),
+        *(_gate(verdict, decisive) for verdict in record.verdicts),
         "",
+        *_waivers(record),
         *_ladder(record),
         *_compared(record),
         *_merges(record),
@@ -101,6 +111,7 @@ def describe_check(record: AttemptRecord, report: str) -> str:
     ending = [line for text in _ending(record) for line in textwrap.wrap(_visible(text), WIDTH)]
     tables = [line for verdict in record.verdicts for line in (*_told(verdict), "")]
     tables += [*_planned(record.plan), ""] if record.plan else []
+    tables += _waivers(record)
     places = {**_check_places(record), "check": f"{record.opened.attempt}, started {record.opened.started}"}
     where = [f"{name:<14} {place}" for name, place in {**places, "report": report}.items()]
     where += _fixed(record)
@@ -117,6 +128,7 @@ def _told(verdict: Verdict) -> Iterator[str]:
         if not finding.passed:
             word = "warning: " if finding.severity == "warn" else ""
             yield from _indented(f"{word}{finding.rule}: {finding.detail}", 4)
+            yield from _indented(f"waived {finding.waived}" if finding.waived else "", 8)
 
 
 def _planned(plan: Plan) -> Iterator[str]:
@@ -181,7 +193,8 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _rule_cells(rule: str, sides: Mapping[str, Finding]) -> tuple[str, ...]:
     failed = {finding.severity for finding in sides.values() if not finding.passed}
-    result = "FAIL" if "refuse" in failed else "WARN" if failed else "ok"
+    waived = all(finding.waived for finding in sides.values() if finding.status not in ("pass", "warn"))
+    result = ("WAIVED" if waived else "FAIL") if "refuse" in failed else "WARN" if failed else "ok"
     limits = " / ".join(dict.fromkeys(filter(None, map(_limit, sides.values()))))
     return (rule, result, *(_rows(sides.get(side)) for side in SIDES), limits)
 
@@ -206,6 +219,7 @@ def _short(number: float) -> str:
 def _breaking(finding: Finding) -> Iterator[str]:
     """What breaks a rule, and the examples one below another."""
     yield from _indented(finding.statement, 6)
+    yield from _indented(f"waived {finding.waived}" if finding.waived else "", 8)
     for example in finding.examples:
         yield from _indented(example, 8)
     more = finding.value - len(finding.examples) if finding.value is not None and finding.examples else 0
@@ -231,10 +245,40 @@ def _ending(record: AttemptRecord) -> list[str]:
     return [] if record.outcome == "refused" else [record.closed.message]
 
 
-def _gate(verdict: Verdict) -> str:
+def _gate(verdict: Verdict, decisive: Mapping[tuple[str, Finding], Cause]) -> str:
+    """A gate's status, what does not hold, and behind a rule that decides its interval and the rows."""
     marks = {"refuse": "", "warn": "warning: "}
-    failed = [f"\n    {marks[f.severity]}{f.rule}: {f.detail}" for f in verdict.findings if not f.passed]
-    return f"{verdict.gate + ' gate':<18} {MARK[verdict.status]}  ({len(verdict.findings)} rules)" + "".join(failed)
+    lines = [f"{verdict.gate + ' gate':<18} {MARK[verdict.status]}  ({len(verdict.findings)} rules)"]
+    for finding in verdict.findings:
+        if not finding.passed:
+            lines.append(f"    {marks[finding.severity]}{finding.rule}: {finding.detail}")
+            cause = decisive.get((verdict.gate, finding))
+            lines += _behind(cause) if cause else []
+    return "\n".join(lines)
+
+
+def _behind(cause: Cause) -> Iterator[str]:
+    """What the detail of a finding does not hold: who waived it, the whole interval, the rows."""
+    finding = cause.finding
+    if finding.waived:
+        yield f"        WAIVED {finding.waived}"
+    if finding.low is not None and finding.high is not None and finding.value is not None:
+        limit = f", limit {finding.limit:.4g}" if finding.limit is not None else ""
+        yield f"        value {finding.value:.4g}, interval {finding.low:.4g} to {finding.high:.4g}{limit}"
+    if finding.examples or not cause.rows:
+        return  # they stand in the detail
+    yield f"        {cause.heading[0].lower()}{cause.heading[1:]}:"
+    for row in cause.rows:
+        numbers = f"{row.before:.2f} -> {row.after:.2f}" if row.before is not None else ""
+        yield "          " + "  ".join(filter(None, (row.place, numbers, _visible(row.text))))
+
+
+def _waivers(record: AttemptRecord) -> list[str]:
+    """What a refused person must know to have a rule waived."""
+    if record.outcome != "refused":
+        return []
+    told = [line for review in record.waivers.values() if review.commands or review.ignored for line in review.told]
+    return [*told, ""] if told else []
 
 
 def _ladder(record: AttemptRecord) -> list[str]:

@@ -24,7 +24,9 @@ from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
 from loragate.verdicts import Verdict
+from loragate.waivers import Review
 from loragate.wear import Look
+from loragate.worst_rows import WorstRow
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ Event = Literal[
     "histogram",
     "fixed",
     "samples",
+    "worst_rows",
+    "waivers",
     "merge",
     "artifact",
     "planted",
@@ -132,6 +136,7 @@ class Opened:
         attempt: Its id, unique in a home.
         config: The whole run file, defaults filled in.
         environment: Versions of Python, libraries and hardware.
+        run_file: Where the run file lay.
     """
 
     attempt: str
@@ -139,6 +144,7 @@ class Opened:
     started: str
     config: dict[str, Json]
     environment: dict[str, str]
+    run_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +188,8 @@ class AttemptRecord:
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
+        worst_rows: Held-out rows that became worse most by training, the worst first.
+        waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 
     opened: Opened
@@ -198,6 +206,8 @@ class AttemptRecord:
     fixed: Fixed | None = None
     plan: Plan | None = None
     samples: tuple[Sample, ...] = ()
+    worst_rows: tuple[WorstRow, ...] = ()
+    waivers: dict[str, Review] = field(default_factory=dict)
     merge: Merge | None = None
     artifacts: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
@@ -273,6 +283,8 @@ class Journal:
             fixed=_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
             plan=_as(Plan, seen["plan"][""]) if "plan" in seen else None,
             samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
+            worst_rows=_as(tuple[WorstRow, ...], seen.get("worst_rows", {}).get("", [])),
+            waivers={gate: _as(Review, v) for gate, v in seen.get("waivers", {}).items()},
             merge=_as(Merge, seen["merge"][""]) if "merge" in seen else None,
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
@@ -313,6 +325,8 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
         **({"look": record.look.told()} if record.look else {}),
         **({"champion": record.champion} if record.champion else {}),
+        "worst_rows": [asdict(row) for row in record.worst_rows],
+        "waivers": {gate: asdict(review) for gate, review in record.waivers.items()},
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Status = Literal["pass", "fail", "warn", "inconclusive", "error"]
+Status = Literal["pass", "fail", "warn", "waived", "inconclusive", "error"]
 Evidence = Literal["enough", "little", "none"]
 
-WORST_FIRST: tuple[Status, ...] = ("fail", "error", "inconclusive", "warn", "pass")
+WORST_FIRST: tuple[Status, ...] = ("fail", "error", "inconclusive", "waived", "warn", "pass")
 """A verdict's status is the first of these that one of its findings has."""
 
 REFUSING: frozenset[Status] = frozenset({"fail", "inconclusive", "error"})
-"""Statuses that stop a release: only `pass` and `warn` let it go on."""
+"""Statuses that stop a release: `pass`, `warn` and `waived` let it go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Finding:
         low, high: The interval that the number lies in, where it was judged by one.
         evidence: Whether there was enough to judge by: with little, a rule that does not hold is inconclusive; with
             none, it could not be judged.
+        waived: Who lets the release go although the rule does not hold, until when and why; empty where nobody does.
     """
 
     rule: str
@@ -46,12 +47,15 @@ class Finding:
     low: float | None = None
     high: float | None = None
     evidence: Evidence = "enough"
+    waived: str = ""
 
     @property
     def status(self) -> Status:
         """What this finding alone makes of a verdict."""
         if self.passed:
             return "pass"
+        if self.waived:
+            return "waived"
         statuses: dict[Evidence, Status] = {"enough": "fail", "little": "inconclusive", "none": "error"}
         return "warn" if self.severity == "warn" else statuses[self.evidence]
 
@@ -77,13 +81,18 @@ class Verdict:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The details of the findings that refuse, in order."""
-        return tuple(f"{f.rule}: {f.detail}" for f in self.findings if not f.passed and f.severity == "refuse")
+        return tuple(f"{f.rule}: {f.detail}" for f in self.findings if f.status in REFUSING)
+
+    @property
+    def waived(self) -> tuple[str, ...]:
+        """What was waived and by whom, in order."""
+        return tuple(f"{f.rule} waived {f.waived}" for f in self.findings if f.status == "waived")
 
     @property
     def sentence(self) -> str:
         """The verdict in one paragraph, as an error message or a report's first line."""
         if not self.refuses:
-            return f"{self.gate} gate: {self.status} ({len(self.findings)} rules)"
+            return "; ".join([f"{self.gate} gate: {self.status} ({len(self.findings)} rules)", *self.waived])
         undecided = " (inconclusive)" if self.status == "inconclusive" else ""
         return f"refused by the {self.gate} gate{undecided}: " + "; ".join(self.reasons)
 

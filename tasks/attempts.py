@@ -55,8 +55,9 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
 
 def opened(attempt: Attempt) -> None:
     """Write the first line of the journal: what the attempt set out to do."""
-    config = attempt.config
-    attempt.note("opened", "", Opened(attempt.id, config.model, now(), plain(config), describe()))
+    run = attempt.run
+    told = Opened(attempt.id, run.config.model, now(), plain(run.config), describe(), str(run.path))
+    attempt.note("opened", "", told)
 
 
 def end(attempt: Attempt, closed: Closed) -> None:

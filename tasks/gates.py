@@ -19,6 +19,7 @@ from tasks.export_gguf import Probed
 from tasks.merge_adapter import Merged
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
+from tasks.waivers import refusal, with_waivers
 
 
 @task(name="data gate", **STEP)
@@ -76,11 +77,12 @@ def gguf_gate(attempt: Attempt, probed: Probed, base: FetchedBase) -> None:
 
 
 def settle(attempt: Attempt, verdict: Verdict) -> None:
-    """Put a verdict on record, show it, and raise where it refuses.
+    """Put a verdict on record, show it, and raise where it refuses and no waiver lets it go.
 
     Raises:
-        GateRefusedError: The verdict refuses; the message is the verdict.
+        GateRefusedError: The verdict refuses; the message is the verdict, and what it takes to waive it.
     """
+    verdict = with_waivers(attempt, verdict)
     attempt.settle(verdict)
     rows: list[dict[str, object]] = [
         {"rule": f.rule, "passed": f.passed, "status": f.status, "detail": f.detail, "severity": f.severity}
@@ -90,4 +92,4 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
     if attempt.kind != "sabotage":
         create_table_artifact(table=rows, key=key, description=verdict.sentence)
     if attempt.stops(verdict):
-        raise GateRefusedError(verdict.sentence)
+        raise GateRefusedError(refusal(attempt, verdict))

@@ -11,6 +11,7 @@ from loragate.refs import Ref
 from loragate.work import Measured, MeasureModel
 from tasks.models import adapted, first_questions, first_references, merged_model
 from tasks.policies import STEP
+from tasks.worst_rows import worst_rows
 
 PASSES = tuple(
     f"loragate.engines.{name}"
@@ -72,8 +73,8 @@ def measure_model(
     return measurement
 
 
-def show_samples(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Measurement) -> None:
-    """Put what was asked and answered, before and after, on record."""
+def show_rows(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Measurement) -> None:
+    """Put what was answered before and after on record, and which rows became worse."""
     number = len(tuned.answers)
     asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
     samples = tuple(
@@ -81,3 +82,4 @@ def show_samples(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Mea
         for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
     )
     attempt.note("samples", "", samples)
+    attempt.note("worst_rows", "", worst_rows(baseline, tuned, rows))

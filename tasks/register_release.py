@@ -6,10 +6,10 @@ from pathlib import Path
 from prefect import task
 from pydantic import TypeAdapter
 
-from loragate.attempt import Attempt, recipe, section
+from loragate.attempt import Attempt, recipe
+from loragate.candidate import release_digest
 from loragate.narration import tell
-from loragate.record import Closed, as_plain, now, summary
-from loragate.refs import digest_json
+from loragate.record import AttemptRecord, Closed, as_plain, now, summary
 from tasks.attempts import close
 from tasks.policies import STEP
 
@@ -26,11 +26,7 @@ class Registered:
 def register_release(attempt: Attempt) -> dict[str, object]:
     """Register what the attempt made, or find that an earlier attempt released exactly this."""
     record = attempt.journal.read()
-    made = {name: ref.digest for name, ref in record.artifacts.items() if name != "great_expectations"}  # it has times
-    digests = made | dict(record.inputs)
-    judged = {verdict.gate: verdict.status for verdict in record.verdicts}
-    settings = section(attempt.config, "model", "base_model", "data", "train", "gates", "export", "record")
-    digest = digest_json({"digests": digests, "verdicts": judged, "settings": settings})
+    digest = release_digest(record, attempt.config)
     steps = recipe("release", {"release": digest}, code=(), settings={"tracking_uri": attempt.tracking_uri})
 
     def make(_: Path) -> object:
@@ -38,7 +34,7 @@ def register_release(attempt: Attempt) -> dict[str, object]:
 
         tracking.upload(attempt, attempt.journal.read())
         version = tracking.register(attempt, digest)
-        message = f"every gate passed: released as {attempt.config.model}@{version}"
+        message = f"{_passed(record)}: released as {attempt.config.model}@{version}"
         close(attempt, Closed("released", message, now(), version, digest, tracking.ALIASES))
         tracking.close_run(attempt, attempt.journal.read())
         return Registered(version, attempt.id)
@@ -51,3 +47,9 @@ def register_release(attempt: Attempt) -> dict[str, object]:
         attempt.forget()
     released = attempt.home.journal(registered.attempt).read()
     return dict(summary(released, report=str(attempt.home.report(registered.attempt))))
+
+
+def _passed(record: AttemptRecord) -> str:
+    """How the gates let the release go."""
+    waived = [f"{verdict.gate}/{told}" for verdict in record.verdicts for told in verdict.waived]
+    return f"every gate passed or was waived ({'; '.join(waived)})" if waived else "every gate passed"

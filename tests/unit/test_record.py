@@ -33,7 +33,9 @@ from loragate.record import (
 )
 from loragate.refs import Ref
 from loragate.verdicts import Finding, at_most, conclude
+from loragate.waivers import Ignored, Review, Waiver, WaiverFile
 from loragate.wear import Look
+from loragate.worst_rows import WorstRow
 
 OPENED = Opened(
     attempt="20261122T060000-abcdef",
@@ -65,6 +67,15 @@ SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after
 LENGTHS = Histogram(7, 1, (2, 0, 0, 0, 0, 1), total=26, smallest=7, median=7, ninetieth=12, largest=12, beyond=1)
 NEAR = MergeCandidate("dequantised", 1e-9, 1.0, Nll(8 * math.log(2), 4))
 MERGE = Merge("dequantised", "float32", "streamed", (NEAR, MergeCandidate("original", 0.2, 0.75, Nll(9.0, 4))))
+WORST = WorstRow("heldout.jsonl:3", "Wer?", Nll(1.5, 3), Nll(2.5, 3))
+WAIVER = Waiver("helper", "quality/perplexity_ratio", "c" * 64, "the ratio is 1.25", "Ada", "a pilot", "2026-12-31")
+REVIEW = Review(
+    "c" * 64,
+    honoured=(WaiverFile("waivers/a.json", WAIVER.text, "signed", "ssh-ed25519 AAAA", WAIVER),),
+    ignored=(Ignored("waivers/b.json", "it is not JSON"),),
+    commands=("loragate waive 1",),
+    signers=1,
+)
 FIXED = Fixed(kept=9, trimmed=2, duplicates=1, rejected=3, files=("out/train.jsonl",))
 SHARES = Histogram(50, 1, (3,), total=150, smallest=50, median=50, ninetieth=50, largest=50)
 
@@ -106,6 +117,8 @@ LINES: list[tuple[Event, str, object]] = [
     ("fixed", "", FIXED),
     ("plan", "", PLAN),
     ("samples", "", (SAMPLE, SAMPLE)),
+    ("worst_rows", "", (WORST,)),
+    ("waivers", "quality", REVIEW),
     ("merge", "", MERGE),
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
@@ -129,6 +142,8 @@ WHOLE = AttemptRecord(
     fixed=FIXED,
     plan=PLAN,
     samples=(SAMPLE, SAMPLE),
+    worst_rows=(WORST,),
+    waivers={"quality": REVIEW},
     merge=MERGE,
     artifacts={
         "adapter": Ref("runs/train-1", "a" * 64),

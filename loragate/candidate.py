@@ -1,0 +1,48 @@
+"""The identity of what is released or refused, as digests that are the same whenever and wherever it is made again.
+
+No time, no folder of this machine and nothing about who may waive goes into them: the same bytes judged by the same
+limits are the same candidate.
+"""
+
+from pydantic import JsonValue
+
+from loragate.config import Config, plain
+from loragate.record import AttemptRecord
+from loragate.refs import digest_json
+
+JUDGED = ("model", "base_model", "data", "train", "gates", "export")
+"""Sections of a run file that decide what is made and how it is judged."""
+
+
+def candidate_digest(record: AttemptRecord, config: Config) -> str:
+    """Digest a candidate as it stands before a gate: what went in, what has been made of it, and every setting.
+
+    Any change of data, base model, training or limits makes it another one, and so does every artifact further along.
+    """
+    return digest_json({"digests": _digests(record), "settings": _settings(config, JUDGED)})
+
+
+def release_digest(record: AttemptRecord, config: Config) -> str:
+    """Digest a release: the candidate at the end of the road, what the gates said, and the waivers they honoured."""
+    honoured = sorted(file.digest for review in record.waivers.values() for file in review.honoured)
+    return digest_json(
+        {
+            "digests": _digests(record),
+            "verdicts": {verdict.gate: verdict.status for verdict in record.verdicts},
+            "settings": _settings(config, (*JUDGED, "record")),
+            "waivers": list(honoured),
+        }
+    )
+
+
+def _digests(record: AttemptRecord) -> dict[str, str]:
+    made = {name: ref.digest for name, ref in record.artifacts.items() if name != "great_expectations"}  # it has times
+    return made | dict(record.inputs)
+
+
+def _settings(config: Config, sections: tuple[str, ...]) -> dict[str, JsonValue]:
+    values = plain(config)
+    chosen = {name: values[name] for name in sections}
+    gates = values["gates"]
+    assert isinstance(gates, dict)
+    return chosen | {"gates": {name: limits for name, limits in gates.items() if name != "waivers"}}

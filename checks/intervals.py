@@ -46,15 +46,17 @@ def shown_ratios(asked: Sequence[Asked]) -> dict[str, Finding]:
     """Judge rules together; findings by the names of the rules."""
     claims = [each.claim for each in asked]
     outcomes = algebra.decide(claims)
+    shut = {each.stage for each, outcome in zip(asked, outcomes, strict=True) if outcome != "pass"}
     return {
-        each.metric: algebra.finding(claim, outcome, _sentence(each, claim, outcome))
+        each.metric: algebra.finding(claim, outcome, _sentence(each, claim, outcome, min(shut, default=each.stage)))
         for each, claim, outcome in zip(asked, claims, outcomes, strict=True)
     }
 
 
-def _sentence(asked: Asked, claim: algebra.Claim, outcome: algebra.Outcome) -> str:
+def _sentence(asked: Asked, claim: algebra.Claim, outcome: algebra.Outcome, shut: int) -> str:
+    """Say what an outcome rests on; `shut` is the first stage with a rule that does not pass."""
     alone = outcome == "inconclusive" and algebra.decide((claim,)) == ("pass",)
-    rows = _together(asked.compared) if alone else _rows(asked.compared, outcome)
+    rows = _together(asked.compared, shut < asked.stage) if alone else _rows(asked.compared, outcome)
     return f"{interval(asked.compared, outcome)}, {claim.rule.asks}; {rows}"
 
 
@@ -76,8 +78,10 @@ def counted(rows: int) -> str:
     return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
-def _together(compared: Comparison) -> str:
+def _together(compared: Comparison, shut: bool) -> str:
     rows = counted(compared.rows)
+    if shut:
+        return f"{rows} show it alone; it counts for nothing, since a rule about all rows does not pass"
     return f"{rows} show it alone, but not together with the gate's other rules (Holm's correction); hold more rows out"
 
 

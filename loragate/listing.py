@@ -315,6 +315,8 @@ def _compared(record: AttemptRecord) -> list[str]:
             continue
         sure = f"with {100 * (1 - 2 * found.alpha):.4g} % confidence ({found.rows:,} rows)"
         lines.append(f"{_visible(models_of(name))}: x{found.low:.3f} to x{found.high:.3f} {sure}")
+        if "slice/" in name:
+            continue
         shown = f"with 80 % power, as many rows show a true ratio of x{found.shown_ratio:.3f} to be at most"
         few = "  so few rows do not tell how large a ratio they are able to show"
         lines.append(few if math.isnan(found.shown_ratio) else f"  {shown} x{found.limit:.4g}")

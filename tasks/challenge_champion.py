@@ -110,7 +110,7 @@ def challenge_champion(
             before, after = (tuple(each[n] for n in numbers if n < len(each)) for each in (scored, tuned.rows))
             asked[name, side] = ask(attempt, before, after, (limits.max_slice_ratio, limits.alpha))
     named = {comparison_name(*key): request for key, request in asked.items()}
-    found = compare_each(attempt, named) if named else {}
+    found = compare_each(attempt, "paired_slices", named) if named else {}
     sliced = tuple(Sliced(*key, found[comparison_name(*key)]) for key in asked)
     return Challenge(against, len(slices), sliced, worn)
 

@@ -32,7 +32,8 @@ def compare_models(
     """
     limits = attempt.config.gates.quality
     about = limits.max_perplexity_ratio if limit is None else limit, limits.alpha if alpha is None else alpha
-    return compare_each(attempt, {name: ask(attempt, before.rows, after.rows, about)})[name]
+    step = "paired" if name == "tuned" else f"paired_{name}"
+    return compare_each(attempt, step, {name: ask(attempt, before.rows, after.rows, about)})[name]
 
 
 def ask(attempt: Attempt, before: tuple[Nll, ...], after: tuple[Nll, ...], about: tuple[float, float]) -> ComparePaired:
@@ -40,11 +41,11 @@ def ask(attempt: Attempt, before: tuple[Nll, ...], after: tuple[Nll, ...], about
     return ComparePaired(before, after, *about, attempt.config.gates.quality.draws, attempt.config.train.seed)
 
 
-def compare_each(attempt: Attempt, asked: Mapping[str, ComparePaired]) -> dict[str, Comparison]:
-    """Make comparisons by their names, and put them on record."""
+def compare_each(attempt: Attempt, step: str, asked: Mapping[str, ComparePaired]) -> dict[str, Comparison]:
+    """Make comparisons by their names, in one step, and put them on record."""
     request = CompareEach(tuple(asked.values()))
     steps = recipe(
-        "paired",
+        step,
         {"asked": digest_text(json.dumps(as_plain(request.requests)))},  # sums may be NaN: no canonical JSON
         code=("loragate.comparison", "loragate.engines.paired", "loragate.perplexity"),
         libraries=("numpy",),

@@ -88,7 +88,7 @@ def test_standard_error_of_every_draw_is_that_of_its_rows() -> None:
 
 
 def test_same_seed_gives_the_same_numbers_and_another_others() -> None:
-    rows = many(40)
+    rows = many(120)
     assert compared(*rows) == compared(*rows)
     assert compared(*rows).high != compared(*rows, seed=1).high
     assert compared(*rows, seed=1).ratio == compared(*rows).ratio
@@ -127,13 +127,13 @@ def _columns(before: Sequence[Nll], after: Sequence[Nll]) -> tuple[list[float], 
 
 
 def test_smallest_margin_shown_has_the_power_that_was_asked_for() -> None:
-    spread = resample(*(np.array(side) for side in _columns(*many(60))), draws=1000, seed=0)
+    spread = resample(*(np.array(side) for side in _columns(*many(120))), draws=1000, seed=0)
     for wanted in (0.5, 0.8, 0.9):
         margin = spread.shown_margin(0.05, wanted)
         assert spread.power(margin, 0.05) == pytest.approx(wanted, abs=0.001)
         assert spread.power(margin - 1e-9, 0.05) < wanted
     assert spread.power(0.0, 0.05) < 0.1
-    found = compared(*many(60), limit=0.9)
+    found = compared(*many(120), limit=0.9)
     assert found.shown_ratio == pytest.approx(0.9 * math.exp(-spread.shown_margin(0.05)), rel=1e-12)
 
 
@@ -161,7 +161,7 @@ def test_models_the_other_way_round_give_the_inverse(rows: tuple[list[Nll], list
 @given(scored(), st.sampled_from([2, 4, 8]))
 def test_rows_of_more_tokens_and_nats_alike_give_the_same(rows: tuple[list[Nll], list[Nll]], times: int) -> None:
     longer = [[Nll(row.nats * times, row.tokens * times) for row in side] for side in rows]
-    assert _numbers(compared(*longer)) == pytest.approx(_numbers(compared(*rows)), rel=1e-9)
+    assert _numbers(compared(*longer)) == pytest.approx(_numbers(compared(*rows)), rel=1e-9, nan_ok=True)
 
 
 def _numbers(found: Comparison) -> list[float]:

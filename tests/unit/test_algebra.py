@@ -202,3 +202,34 @@ def test_outcome_becomes_a_finding_with_its_interval(outcome: Outcome, status: s
     found = finding(Claim(rule(), estimate(8.0, 9.0)), outcome, "said")
     assert (found.status, found.rule, found.detail) == (status, "nats", "said")
     assert (found.low, found.value, found.high, found.limit) == (8.0, 8.5, 9.0, 10.0)
+
+
+def staged(stage: int, p_value: float = 0.001, high: float = 9.0) -> Claim:
+    return Claim(rule(stage=stage), estimate(8.0, high, p_value=p_value))
+
+
+@pytest.mark.parametrize(
+    ("claims", "outcomes"),
+    [
+        ([staged(1), staged(2)], ("pass", "pass")),
+        ([staged(2), staged(1)], ("pass", "pass")),
+        ([staged(1, high=11.0), staged(2)], ("inconclusive", "inconclusive")),
+        ([staged(1), staged(2, high=11.0), staged(3)], ("pass", "inconclusive", "inconclusive")),
+        ([staged(1, p_value=0.04), staged(2, p_value=0.04)], ("pass", "pass")),
+        ([staged(1, p_value=0.04), staged(1, p_value=0.04), staged(2)], ("inconclusive",) * 3),
+        ([staged(1), staged(2, p_value=0.04), staged(2, p_value=0.04)], ("pass", "inconclusive", "inconclusive")),
+    ],
+)
+def test_a_stage_has_its_whole_alpha_and_passes_only_after_the_one_before(
+    claims: list[Claim], outcomes: tuple[Outcome, ...]
+) -> None:
+    assert decide(claims) == outcomes
+
+
+@given(st.lists(claims, min_size=1, max_size=5), st.lists(st.integers(1, 3), min_size=5, max_size=5))
+def test_a_later_stage_passes_nothing_that_it_would_not_pass_alone(
+    given_claims: list[Claim], stages: list[int]
+) -> None:
+    put = [replace(c, rule=replace(c.rule, stage=stage)) for c, stage in zip(given_claims, stages, strict=False)]
+    for outcome, claim in zip(decide(put), put, strict=True):
+        assert outcome == judged(claim) or (outcome, judged(claim)) == ("inconclusive", "pass")

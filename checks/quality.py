@@ -41,11 +41,11 @@ def judge(
     before, after = compared.before.tokens, compared.after.tokens
     findings = [
         exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
-        reloaded(compared.after, trained, limits),
         *([heldout_wear(challenge.wear, asked, limits)] if challenge.wear else []),
         shown["perplexity_ratio"],
         _against(challenge.against, shown.get("champion_ratio")),
         *_slices(challenge, shown, limits),
+        reloaded(compared.after, trained, limits),
         stop_share(answers, limits.min_stop_share),
     ]
     return conclude("quality", findings)

@@ -8,7 +8,7 @@ finite is written as a word; what is capped is counted.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +24,19 @@ from loragate.histogram import Histogram
 from loragate.home import Kind
 from loragate.ladder import Rung
 from loragate.record import AttemptRecord, CurvePoint, Sample
-from loragate.verdicts import Status, Verdict
+from loragate.refusal import Cause, causes
+from loragate.verdicts import REFUSING, Status, Verdict
 
 MOST_SAMPLES = 12
 """Most samples shown; the rest is counted."""
 MOST_STEPS = 8
 """Most step numbers listed in a row; the rest is counted."""
+MOST_CAUSES = 3
+"""Most rules told in full at the top, so that they fit on one screen; the rest is counted and stands below."""
+MOST_ROWS = {1: 5, 2: 3, 3: 2}
+"""Most rows below each of them, by how many rules there are; of rows that are a place alone, the first of these."""
+MOST_NAMES = 6
+"""Most rules named in the first sentence; the rest is counted."""
 
 UNFINISHED = (
     "This {} has not closed its record: it is still running, or it was killed before it could say how "
@@ -62,6 +69,19 @@ class Step:
     to_baseline: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Why:
+    """What decided, as much of it as fits on one screen.
+
+    Attributes:
+        causes: The findings told in full, each with its first rows.
+        more: How many decided besides.
+    """
+
+    causes: tuple[Cause, ...]
+    more: int
+
+
 def render_report(record: AttemptRecord, kind: Kind = "record") -> str:
     """Render a record as one self-contained HTML document; a section without data says so in one line.
 
@@ -76,7 +96,8 @@ def render_report(record: AttemptRecord, kind: Kind = "record") -> str:
             record=record,
             trains=trains,
             noun=noun,
-            reason=record.closed.message if record.closed else UNFINISHED.format(noun),
+            reason=_reason(record) if record.closed else UNFINISHED.format(noun),
+            why=_why(record),
             headlines=_headlines(record) if trains else _check_headlines(record),
             gates=sorted(record.verdicts, key=_urgency),
             plots={
@@ -117,8 +138,33 @@ def _environment() -> Environment:
 
 
 def _urgency(verdict: Verdict) -> int:
-    order: dict[Status, int] = {"fail": 0, "error": 1, "inconclusive": 2, "warn": 3, "pass": 4}
+    order: dict[Status, int] = {"fail": 0, "error": 1, "inconclusive": 2, "waived": 3, "warn": 4, "pass": 5}
     return order[verdict.status]
+
+
+def _why(record: AttemptRecord) -> Why:
+    found = causes(record)
+    shown = found[:MOST_CAUSES]
+    return Why(tuple(_cut(cause, MOST_ROWS[len(shown)]) for cause in shown), len(found) - len(shown))
+
+
+def _cut(cause: Cause, rows: int) -> Cause:
+    rows = rows if any(row.text for row in cause.rows) else MOST_ROWS[1]
+    beyond = max(len(cause.rows) - rows, 0)
+    return replace(cause, rows=cause.rows[:rows], more=cause.more + beyond)
+
+
+def _reason(record: AttemptRecord) -> str:
+    """How the attempt ended; of a refusal the gate and its rules only, because values and rows follow at once."""
+    assert record.closed is not None
+    refusing = [verdict for verdict in record.verdicts if verdict.refuses]
+    if record.outcome != "refused" or not refusing:
+        return record.closed.message
+    (gate, *_) = refusing
+    names = [finding.rule for finding in gate.findings if finding.status in REFUSING]
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    undecided = " (inconclusive)" if gate.status == "inconclusive" else ""
+    return f"by the {gate.gate} gate{undecided}: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def _flat(tree: Mapping[str, Json], above: str = "") -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import PurePath
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -18,13 +19,16 @@ from loragate.child import Progress, Report, ignore
 from loragate.config import plain
 from loragate.narration import tell
 from loragate.record import AttemptRecord, Outcome, Tracked, now
+from loragate.waivers import SIGNATURE
 
 MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file, which is an artifact
 MAX_TAG_CHARS = 8000
 MAX_BATCH = 1000  # metrics in one request
 STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
 ALIASES = ("candidate", "champion")
-"""Given in this order; the second says that every gate passed, which is when registration happens at all."""
+"""Given in this order; the second says that every gate passed or was waived, which is when registration happens."""
+WAIVERS = "loragate.waivers"
+"""Tag of runs and versions that needed a waiver: which rules were waived, by whom, until when and why."""
 
 
 def open_run(attempt: Attempt) -> Tracked:
@@ -112,6 +116,7 @@ def upload(attempt: Attempt, record: AttemptRecord) -> Tracked:
     seconds = [Metric(f"seconds/{name}", value, _milliseconds(), 0) for name, value in record.seconds.items()]
     tags = [RunTag(f"gate.{v.gate}", v.sentence[:MAX_TAG_CHARS]) for v in record.verdicts]
     tags += [RunTag(f"digest.{name}", ref.digest) for name, ref in record.artifacts.items()]
+    tags += [RunTag(name, told) for name, told in _waivers(record).items()]
     client.log_batch(tracked.run_id, metrics=metrics + seconds, tags=tags)
     _log_missing_steps(client, tracked.run_id, record)
     _log_inputs(client, tracked.run_id, record)
@@ -151,9 +156,19 @@ def _log_artifacts(client: MlflowClient, run_id: str, attempt: Attempt, record: 
             client.log_artifacts(run_id, ref.path, "model/adapter")
         elif name == "great_expectations":
             client.log_artifacts(run_id, ref.path, "data_gate")
+    for file in (file for review in record.waivers.values() for file in review.honoured):
+        name = f"waivers/{PurePath(file.file).name}"
+        client.log_text(run_id, file.text, name)
+        client.log_text(run_id, file.signature, name + SIGNATURE)
     client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
     client.log_dict(run_id, dict(plain(attempt.config)), "config.json")
     client.log_dict(run_id, record.opened.environment, "environment.json")
+
+
+def _waivers(record: AttemptRecord) -> dict[str, str]:
+    """The tag about what was waived; none where nothing was."""
+    told = "; ".join(f"{verdict.gate}/{each}" for verdict in record.verdicts for each in verdict.waived)
+    return {WAIVERS: told[:MAX_TAG_CHARS]} if told else {}
 
 
 def close_run(attempt: Attempt, record: AttemptRecord) -> None:
@@ -186,6 +201,7 @@ def register(attempt: Attempt, digest: str) -> str:
     else:
         source = client.get_run(tracked.run_id).info.artifact_uri + "/model"
         tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
+        tags |= _waivers(attempt.journal.read())
         version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
     for alias in ALIASES:
         client.set_registered_model_alias(name, alias, version)

@@ -26,6 +26,8 @@ from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, Closed, CurvePoint, Opened, Sample
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude
+from loragate.waivers import Review
+from loragate.worst_rows import WorstRow
 
 pytestmark = pytest.mark.browser
 
@@ -67,6 +69,21 @@ addEventListener("load", () => {
     drawn: [...page.querySelectorAll("svg.plot")].map((e) => e.querySelectorAll("path").length),
     wide: root.clientWidth, scroll: root.scrollWidth, outside: outside.map((e) => e.outerHTML.slice(0, 80)),
   });
+});
+</script>"""
+
+FIRST_SCREEN = """<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">
+<iframe style="border:0;width:1280px;height:800px" srcdoc="%s"></iframe><pre id="measured"></pre>
+<script>
+const frame = document.querySelector("iframe");
+addEventListener("load", () => {
+  const page = frame.contentDocument, seen = {};
+  for (const name of ["rule", "value", "between", "limit", "culprit"])
+    seen[name] = [...page.querySelectorAll(".why ." + name)].filter((e) => {
+      const b = e.getBoundingClientRect();
+      return b.width > 0 && b.top >= 0 && b.bottom <= 800 && b.right <= 1280;
+    }).map((e) => e.innerText.replace(/\\s+/g, " ").trim());
+  document.getElementById("measured").textContent = JSON.stringify(seen);
 });
 </script>"""
 
@@ -140,6 +157,60 @@ def full_record() -> AttemptRecord:
     )
 
 
+def quality_refusal() -> AttemptRecord:
+    """A tuned model that is worse, on a whole road of gates before it."""
+    ratio = Finding(
+        "perplexity_ratio",
+        False,
+        "perplexity 18.212 -> 22.765: the ratio is 1.25, with 95 % confidence at least 1.118, at most 1 x baseline "
+        "allowed; 100 rows",
+        value=1.25,
+        limit=1.0,
+        low=1.118,
+        high=1.402,
+    )
+    asked = "What does the function itertools.chain.from_iterable do, and when is it better than chain?"
+    worst = tuple(
+        WorstRow(f"heldout.jsonl:{n}", f"{n}: {asked}", Nll(30.0 + n, 20), Nll(60.5 - n, 20)) for n in range(5)
+    )
+    passed = at_least("stop_share", 1.0, 0.75, "share of 8 answers that end with a stop token")
+    return replace(
+        full_record(),
+        verdicts=(*verdicts()[:2], conclude("quality", [ratio, passed])),
+        worst_rows=worst,
+        waivers={"quality": Review("c" * 64, commands=("loragate waive 20261125T041034-12b9e4 --rule quality/x",))},
+    )
+
+
+def data_refusal() -> AttemptRecord:
+    """Rows that break three rules, one of them with much to say about each."""
+    places = tuple(f"refused.jsonl:{n}" for n in (3, 9, 33, 36, 55))
+    long = tuple(f"refused.jsonl:{n}: holds a passage of bench/questions.jsonl:{n}" for n in range(5))
+    findings = [
+        Finding(
+            f"train.{rule}",
+            False,
+            f"training rows: {said}: broken by 14 of 100: {'; '.join(examples)}; and 9 more",
+            value=14,
+            limit=0,
+            examples=examples,
+        )
+        for rule, said, examples in (
+            ("answer_not_empty", "no answer may be empty", places),
+            ("not_in_protected", "training rows must not hold passages of protected rows", long),
+            ("answer_supervised", "every row must have an answer left to learn after truncation", places),
+        )
+    ]
+    return replace(full_record(), verdicts=(conclude("data", findings),), ladder=(), curve=(), samples=())
+
+
+def first_screen(browse: Browse, page: str) -> dict[str, list[str]]:
+    dom = browse(FIRST_SCREEN % html.escape(page), "--virtual-time-budget=5000", "--dump-dom", "--window-size=1280,900")
+    found = re.search(r'<pre id="measured">(.*?)</pre>', dom, re.DOTALL)
+    assert found, "the page was not measured"
+    return dict(json.loads(html.unescape(found[1])))
+
+
 def measured(browse: Browse, page: str, width: int) -> dict[str, object]:
     wrapper = MEASURE % (width, html.escape(page))
     dom = browse(wrapper, "--virtual-time-budget=5000", "--dump-dom", f"--window-size={max(width, 800)},900")
@@ -187,6 +258,35 @@ def test_a_check_lays_out_on_a_phone_with_its_two_plots_only(browse: Browse) -> 
     assert (seen["verdict"], seen["gates"]) == ("✓ PASSED", ["data"])
     assert (seen["scroll"], seen["outside"]) == (PHONE_WIDTH, [])
     assert len(seen["plots"]) == 2  # type: ignore[arg-type]
+
+
+def test_a_quality_refusal_shows_rule_value_interval_limit_and_rows_on_the_first_screen(browse: Browse) -> None:
+    seen = first_screen(browse, render_report(quality_refusal()))
+    assert seen["rule"] == ["quality/perplexity_ratio"]
+    assert (seen["value"], seen["between"], seen["limit"]) == (["1.25 1.118 to 1.402"], ["1.118 to 1.402"], ["1"])
+    rows = seen["culprit"]
+    assert [row.split()[0] for row in rows] == [f"heldout.jsonl:{n}" for n in range(5)]
+    assert rows[0].endswith("30 60.5")
+    assert "What does the function" in rows[0]
+
+
+def test_a_data_refusal_by_three_rules_shows_them_with_rows_on_the_first_screen(browse: Browse) -> None:
+    seen = first_screen(browse, render_report(data_refusal()))
+    assert seen["rule"] == [
+        "data/train.answer_not_empty",
+        "data/train.not_in_protected",
+        "data/train.answer_supervised",
+    ]
+    assert (seen["value"], seen["limit"]) == (["14"] * 3, ["0"] * 3)
+    assert len(seen["culprit"]) == 12
+    assert seen["culprit"][0] == "refused.jsonl:3"
+    assert "holds a passage of bench/questions.jsonl:0" in seen["culprit"][5]
+
+
+@pytest.mark.parametrize("record", [quality_refusal, data_refusal])
+def test_the_cause_of_a_refusal_does_not_overflow_a_phone(browse: Browse, record: Callable[[], AttemptRecord]) -> None:
+    seen = measured(browse, render_report(record()), PHONE_WIDTH)
+    assert (seen["scroll"], seen["outside"]) == (PHONE_WIDTH, [])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

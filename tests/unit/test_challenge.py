@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_quality import FOUR_ANSWERS, GOOD, between
+from test_quality import FOUR_ANSWERS, GOOD, TRAINED, between
 
 from checks import quality
 from loragate.challenge import Against, Challenge, Side, Sliced, champions, comparison_name, looks, models_of
@@ -33,7 +33,7 @@ def sliced(name: str = "code", side: Side = "baseline", **changes: Any) -> Slice
 
 def judged(challenge: Challenge, **changes: Any) -> Verdict:
     base: Comparison = replace(GOOD, **{"alpha": 0.025} | changes)
-    return quality.judge(base, FOUR_ANSWERS, LIMITS, challenge)
+    return quality.judge(base, FOUR_ANSWERS, TRAINED, LIMITS, challenge)
 
 
 @pytest.mark.parametrize(

@@ -118,13 +118,13 @@ def test_a_failure_beside_too_little_evidence_is_called_a_failure() -> None:
 def test_quality_gate_says_the_bound_that_decides_the_limit_and_the_rows(
     changes: dict[str, Any], bounds: str, rows: str
 ) -> None:
-    found = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits()).findings[2]
+    found = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits()).findings[1]
     said = f"perplexity 53.600 -> 19.000: the ratio is {bounds}, at most 1 x baseline allowed; {rows}"
     assert found.detail == said
 
 
 def test_quality_gate_puts_the_interval_beside_the_value() -> None:
-    found = quality.judge(GOOD, FOUR_ANSWERS, TRAINED, QualityLimits()).findings[2]
+    found = quality.judge(GOOD, FOUR_ANSWERS, TRAINED, QualityLimits()).findings[1]
     assert (found.low, found.value, found.high, found.limit) == (0.31, 0.354, 0.41, 1.0)
 
 

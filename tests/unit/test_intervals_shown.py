@@ -11,6 +11,7 @@ from loragate.listing import describe
 from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, Closed, Opened, summary
 from loragate.verdicts import Finding, conclude
+from loragate.wear import Look
 
 COMPARED = Comparison(
     rows=20,
@@ -44,6 +45,32 @@ def test_terminal_shows_the_interval_and_what_the_rows_are_able_to_show() -> Non
     assert "quality gate       INCONCLUSIVE  (1 rules)" in lines
     assert "tuned / baseline: x0.751 to x1.062 with 90 % confidence (20 rows)" in lines
     assert "  with 80 % power, as many rows show a true ratio of x0.762 to be at most x1" in lines
+
+
+def test_terminal_and_report_tell_no_power_of_too_few_rows() -> None:
+    few = replace(RECORD, comparisons={"tuned": replace(COMPARED, shown_ratio=math.nan)})
+    assert "  so few rows do not tell how large a ratio they are able to show" in describe(few, "").splitlines()
+    assert "So few rows do not tell how large a ratio they are able to show." in render_report(few)
+    assert "NaN" not in render_report(few)
+
+
+def test_champion_slices_and_look_are_told_and_a_slice_s_name_is_data() -> None:
+    name = "a\x1b[2J<b>"
+    compared = {"champion": COMPARED, f"slice/{name}": COMPARED, f"champion/slice/{name}": COMPARED}
+    record = replace(RECORD, comparisons=compared, look=Look("w", 20, (), 2.5, 0.0057), champion="helper@3")
+    shown = describe(record, "")
+    assert "tuned / champion: x0.751 to x1.062 with 90 % confidence (20 rows)" in shown
+    assert "tuned / baseline on the slice a\N{REPLACEMENT CHARACTER}[2J<b>: x0.751" in shown
+    assert "champion: helper@3" in shown
+    assert "look number 2.5 at the held-out rows, with alpha 0.0057" in shown
+    html = render_report(record)
+    assert "tuned ÷ champion on the slice a[U+001B][2J&lt;b&gt;, row by row" in html
+    assert "Look number 2.5 at these held-out rows, with alpha 0.0057, champion: helper@3." in html
+    said = summary(record, report="")
+    assert (said["champion"], said["look"]) == (
+        "helper@3",
+        {"weights": "w", "rows": 20, "number": 2.5, "alpha": 0.0057},
+    )
 
 
 def test_json_has_the_comparison_and_the_finding_s_bounds() -> None:

@@ -144,6 +144,8 @@ def test_quality_gate_obeys_its_limits() -> None:
         ({"ratio": 1.0}, None),
         ({"ratio": NAN}, None),
         ({"shown_ratio": 0.0}, None),
+        ({"ratio": 0.8, "shown_ratio": NAN}, 16),  # 20 (0.08 (1.6449 + 0.8416) / ln 1.25) ^ 2 = 15.9
+        ({"shown_ratio": NAN, "standard_error": INF}, None),
     ],
 )
 def test_rows_needed_grow_with_the_square_of_what_is_asked_of_them(changes: dict[str, Any], needed: int | None) -> None:

@@ -185,7 +185,7 @@ class AttemptRecord:
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
         comparisons: Models held against the baseline row by row, by the name of their rung.
         merge: How the adapter was merged; None where it was not.
-        worst_rows: Held-out rows that became worse most by training, the worst first.
+        worst_rows: Held-out rows that fared worst in training, the worst first.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 

@@ -188,7 +188,7 @@ class AttemptRecord:
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
-        worst_rows: Held-out rows that became worse most by training, the worst first.
+        worst_rows: Held-out rows that fared worst in training, the worst first.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 

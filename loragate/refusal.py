@@ -63,7 +63,7 @@ def _cause(record: AttemptRecord, gate: str, finding: Finding) -> Cause:
     if gate == "quality" and "perplexity" in finding.rule and record.worst_rows:
         worst = record.worst_rows
         rows = tuple(Row(row.place, row.question, row.before.nats, row.after.nats) for row in worst)
-        return Cause(gate, finding, "Held-out rows that became worse most, in nats", rows)
+        return Cause(gate, finding, "Held-out rows that fared worst, in nats", rows)
     return Cause(gate, finding)
 
 

@@ -11,6 +11,7 @@ date ends that, and leaving the row out is cheaper than any reason.
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date, timedelta
@@ -168,7 +169,7 @@ def rule_name(gate: str, finding: Finding) -> str:
 
 def waive_command(attempt: str, rule: str, signers: Sequence[str], home: str) -> str:
     """The command that waives a rule; `home` is named where it is not found without."""
-    by = signers[0] if len(signers) == 1 else "NAME"
-    where = f' --home "{home}"' if home else ""
+    by = shlex.quote(signers[0]) if len(signers) == 1 else "NAME"
+    where = f" --home {shlex.quote(home)}" if home else ""
     asked = '--reason "WHY" --until YYYY-MM-DD --key ~/.ssh/id_ed25519'
-    return f'loragate waive {attempt} --rule {rule} --by "{by}" {asked}{where}'
+    return f"loragate waive {attempt} --rule {rule} --by {by} {asked}{where}"

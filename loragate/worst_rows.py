@@ -1,6 +1,7 @@
-"""Held-out rows that training made worse most: where to look first when the quality gate refuses.
+"""Held-out rows that fared worst in training: where to look first when the quality gate refuses.
 
-A row's share in the ratio of perplexities is its change in nats, so rows are ordered by that and not by nats per token.
+A row's share in the ratio of perplexities is its change in nats, so rows are ordered by that and not by nats per token;
+where every row became better, those that gained least stand first.
 """
 
 import math
@@ -18,7 +19,7 @@ BEGINNING = 90
 
 @dataclass(frozen=True, slots=True)
 class WorstRow:
-    """A held-out row that became worse.
+    """A held-out row that fared worse than others.
 
     Attributes:
         place: Where it stands, as file:row.
@@ -31,18 +32,12 @@ class WorstRow:
     before: Nll
     after: Nll
 
-    @property
-    def change(self) -> float:
-        """By how many nats it became worse."""
-        return self.after.nats - self.before.nats
-
 
 def worst(before: Sequence[Nll], after: Sequence[Nll], most: int = MOST) -> tuple[int, ...]:
-    """Numbers of the rows that became worse, the largest change first, then in order; NaN counts as the largest."""
+    """Numbers of the rows by their change for the worse, the largest first, equal ones in order; NaN is the largest."""
     changes = [late.nats - early.nats for early, late in zip(before, after, strict=True)]
     changes = [math.inf if math.isnan(change) else change for change in changes]
-    worse = [number for number, change in enumerate(changes) if change > 0]
-    return tuple(sorted(worse, key=lambda number: (-changes[number], number))[:most])
+    return tuple(sorted(range(len(changes)), key=lambda number: (-changes[number], number))[:most])
 
 
 def beginning(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Find the held-out rows that training made worse most, and say where they stand and what they ask."""
+"""Find the held-out rows that fared worst in training, and say where they stand and what they ask."""
 
 from pathlib import Path
 

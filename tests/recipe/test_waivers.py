@@ -1,6 +1,7 @@
 """A refused release, waived by a signed file, released with the waiver in every place; by the real command line."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -91,18 +92,22 @@ def test_a_refusal_names_its_candidate_the_command_and_the_rows(place: Place, re
     said = refused.json
     review = said["waivers"]["quality"]
     (command,) = review["commands"]
-    assert command.startswith(f'loragate waive {said["attempt"]} --rule {RULE} --by "{ADA}" --reason "WHY" --until ')
-    assert f'--home "{place.folder / "home"}"' in command
+    wanted = ["loragate", "waive", said["attempt"], "--rule", RULE, "--by", ADA, "--reason", "WHY", "--until"]
+    assert shlex.split(command)[:10] == wanted
+    assert f"--home {place.folder / 'home'}" in command
     for part in (review["candidate"], command):
         assert part in said["message"]
         assert part in place.run("show", said["attempt"]).stdout
     report = Path(said["artifacts"]["report"]).read_text(encoding="utf-8")
     assert review["candidate"] in report
     shown = place.run("show", said["attempt"]).stdout
+    assert len(said["worst_rows"]) == 5
+    changes = [row["after"]["nats"] - row["before"]["nats"] for row in said["worst_rows"]]
+    assert changes == sorted(changes, reverse=True)
     for row in said["worst_rows"]:
         assert row["place"].startswith("heldout.jsonl:")
-        assert row["after"]["nats"] > row["before"]["nats"]
         assert row["place"] in shown
+        assert row["place"] in report
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from loragate.home import Home
 from loragate.record import AttemptRecord, Closed, Opened, summary
 from loragate.refs import Ref
 from loragate.verdicts import Finding, Verdict, at_most, conclude
-from loragate.waivers import NAMESPACE, Review, Waiver, WaiverFile
+from loragate.waivers import NAMESPACE, Review, Waiver, WaiverFile, waive_command
 from loragate.waiving import Wish, draft, find_attempt, require_own_key, run_file, write
 from tasks.waivers import read_waivers
 
@@ -235,6 +236,21 @@ def test_a_released_attempt_and_a_rule_that_cannot_be_waived_are_not_waived(tmp_
     unjudged = record_of(verdicts=(conclude("quality", [replace(UNDECIDED, evidence="none")]),))
     with pytest.raises(ConfigError, match="cannot be waived: it could not be judged"):
         draft(unjudged, WISH, run_of(tmp_path), TODAY)
+
+
+def test_a_check_that_refused_is_found_by_its_id(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    journal = home.journal("check-1", "checks")
+    journal.append("opened", "", record_of().opened)
+    assert find_attempt(home, "check-1") == journal.read()
+
+
+def test_the_command_names_the_one_signer_and_a_home_as_a_shell_reads_them() -> None:
+    told = waive_command("a-1", RULE, (ADA,), "/a home")
+    words = shlex.split(told)
+    assert words[:7] == ["loragate", "waive", "a-1", "--rule", RULE, "--by", ADA]
+    assert words[-2:] == ["--home", "/a home"]
+    assert "--by NAME " in waive_command("a-1", RULE, (ADA, "Charles Babbage"), "")
 
 
 def test_another_person_s_key_a_lost_run_file_and_a_pattern_without_folder_are_refused(tmp_path: Path) -> None:

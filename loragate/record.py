@@ -188,7 +188,7 @@ class AttemptRecord:
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
-        worst_rows: Held-out rows that fared worst in training, the worst first.
+        worst_rows: Held-out rows with which the tuned model fares worst against baseline and champion, the worst first.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 
@@ -206,7 +206,7 @@ class AttemptRecord:
     fixed: Fixed | None = None
     plan: Plan | None = None
     samples: tuple[Sample, ...] = ()
-    worst_rows: tuple[WorstRow, ...] = ()
+    worst_rows: dict[str, tuple[WorstRow, ...]] = field(default_factory=dict)
     waivers: dict[str, Review] = field(default_factory=dict)
     merge: Merge | None = None
     artifacts: dict[str, Ref] = field(default_factory=dict)
@@ -283,7 +283,7 @@ class Journal:
             fixed=_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
             plan=_as(Plan, seen["plan"][""]) if "plan" in seen else None,
             samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
-            worst_rows=_as(tuple[WorstRow, ...], seen.get("worst_rows", {}).get("", [])),
+            worst_rows={side: _as(tuple[WorstRow, ...], v) for side, v in seen.get("worst_rows", {}).items()},
             waivers={gate: _as(Review, v) for gate, v in seen.get("waivers", {}).items()},
             merge=_as(Merge, seen["merge"][""]) if "merge" in seen else None,
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
@@ -325,7 +325,7 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
         **({"look": record.look.told()} if record.look else {}),
         **({"champion": record.champion} if record.champion else {}),
-        "worst_rows": [asdict(row) for row in record.worst_rows],
+        "worst_rows": {side: [asdict(row) for row in rows] for side, rows in record.worst_rows.items()},
         "waivers": {gate: asdict(review) for gate, review in record.waivers.items()},
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from loragate.challenge import CHAMPION
 from loragate.record import AttemptRecord
 from loragate.verdicts import REFUSING, Finding
-from loragate.worst_rows import beginning
+from loragate.worst_rows import WorstRow, beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,17 @@ def _cause(record: AttemptRecord, gate: str, finding: Finding) -> Cause:
     if gate == "quality" and finding.rule == "stop_share":
         rows = tuple(_cut_off(record))
         return Cause(gate, finding, "Questions whose answers did not stop", rows)
-    if gate == "quality" and "perplexity" in finding.rule and record.worst_rows:
-        worst = record.worst_rows
+    if gate == "quality" and (worst := _worst(record, finding.rule)):
         rows = tuple(Row(row.place, row.question, row.before.nats, row.after.nats) for row in worst)
         return Cause(gate, finding, "Held-out rows that fared worst, in nats", rows)
     return Cause(gate, finding)
+
+
+def _worst(record: AttemptRecord, rule: str) -> tuple[WorstRow, ...]:
+    """The rows behind a rule about a ratio of perplexities; none for other rules."""
+    if rule.startswith(CHAMPION):
+        return record.worst_rows.get(CHAMPION, ())
+    return record.worst_rows.get("baseline", ()) if rule == "perplexity_ratio" or rule.startswith("slice/") else ()
 
 
 def _example(example: str) -> Row:

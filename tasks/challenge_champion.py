@@ -20,6 +20,7 @@ from tasks.compare_models import ask, compare_each, compare_models
 from tasks.measure_model import measure_model
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
+from tasks.worst_rows import worst_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def challenge_champion(
         about = {"limit": limits.max_champion_ratio, "alpha": worn.alpha}
         against = replace(against, compared=compare_models(attempt, CHAMPION, champion.measured, tuned, **about))
         sides[CHAMPION] = champion.measured.rows
+        attempt.note("worst_rows", CHAMPION, worst_rows(champion.measured, tuned, rows))
     slices = _slices(rows)
     asked: dict[tuple[str, Side], ComparePaired] = {}
     for name, numbers in slices.items() if len(slices) <= limits.max_slices else ():

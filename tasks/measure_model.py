@@ -82,4 +82,4 @@ def show_rows(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Measur
         for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
     )
     attempt.note("samples", "", samples)
-    attempt.note("worst_rows", "", worst_rows(baseline, tuned, rows))
+    attempt.note("worst_rows", baseline.name, worst_rows(baseline, tuned, rows))

@@ -177,7 +177,7 @@ def quality_refusal() -> AttemptRecord:
     return replace(
         full_record(),
         verdicts=(*verdicts()[:2], conclude("quality", [ratio, passed])),
-        worst_rows=worst,
+        worst_rows={"baseline": worst},
         waivers={"quality": Review("c" * 64, commands=("loragate waive 20261125T041034-12b9e4 --rule quality/x",))},
     )
 

@@ -101,10 +101,10 @@ def test_a_refusal_names_its_candidate_the_command_and_the_rows(place: Place, re
     report = Path(said["artifacts"]["report"]).read_text(encoding="utf-8")
     assert review["candidate"] in report
     shown = place.run("show", said["attempt"]).stdout
-    assert len(said["worst_rows"]) == 5
-    changes = [row["after"]["nats"] - row["before"]["nats"] for row in said["worst_rows"]]
+    assert len(said["worst_rows"]["baseline"]) == 5
+    changes = [row["after"]["nats"] - row["before"]["nats"] for row in said["worst_rows"]["baseline"]]
     assert changes == sorted(changes, reverse=True)
-    for row in said["worst_rows"]:
+    for row in said["worst_rows"]["baseline"]:
         assert row["place"].startswith("heldout.jsonl:")
         assert row["place"] in shown
         assert row["place"] in report

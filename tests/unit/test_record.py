@@ -117,7 +117,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("fixed", "", FIXED),
     ("plan", "", PLAN),
     ("samples", "", (SAMPLE, SAMPLE)),
-    ("worst_rows", "", (WORST,)),
+    ("worst_rows", "baseline", (WORST,)),
     ("waivers", "quality", REVIEW),
     ("merge", "", MERGE),
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
@@ -142,7 +142,7 @@ WHOLE = AttemptRecord(
     fixed=FIXED,
     plan=PLAN,
     samples=(SAMPLE, SAMPLE),
-    worst_rows=(WORST,),
+    worst_rows={"baseline": (WORST,)},
     waivers={"quality": REVIEW},
     merge=MERGE,
     artifacts={

@@ -62,6 +62,10 @@ def test_no_row_left_out_fared_worse_than_one_that_is_named(pairs: list[tuple[fl
     assert all(changes[number] <= least for number in range(len(pairs)) if number not in named)
 
 
+def measured(*rows: Nll) -> Measurement:
+    return Measurement("tuned", rows, (), "", "", {})
+
+
 def test_worst_rows_are_read_by_place_and_question_from_the_rendered_rows(tmp_path: Path) -> None:
     example = Example((1, 2), ((1, 2),), 1, 1, 2)
     with (tmp_path / "heldout.jsonl").open("wb") as file:
@@ -69,13 +73,13 @@ def test_worst_rows_are_read_by_place_and_question_from_the_rendered_rows(tmp_pa
             turns = (Message("user", f"What  is\n{number}? " + "really " * 40), Message("assistant", "It is."))
             file.write(rendered_line(example, Conversation(turns), f"held.csv:{number + 2}"))
     rows = Rows(str(tmp_path), "digest")
-    before, after = (Measurement(tuple(nlls(values)), ()) for values in ([1, 1, 1], [1, 3, 2]))
+    before, after = (measured(*nlls(values)) for values in ([1, 1, 1], [1, 3, 2]))
     found = worst_rows(before, after, rows)
     assert [row.place for row in found] == ["held.csv:3", "held.csv:4", "held.csv:2"]
     assert found[0].question.startswith("What is 1? really")
     assert found[0].question.endswith(" …")
     assert (found[0].before, found[0].after) == (Nll(1, 2), Nll(3, 2))
-    assert worst_rows(before, Measurement((), ()), rows) == ()
+    assert worst_rows(before, measured(), rows) == ()
 
 
 def test_beginning_is_one_line() -> None:
@@ -84,7 +88,7 @@ def test_beginning_is_one_line() -> None:
 
 
 def test_each_rule_that_refuses_is_a_cause_with_the_rows_behind_it() -> None:
-    record = refused(conclude("quality", [RATIO, STOPS]), samples=SAMPLES, worst_rows=WORST)
+    record = refused(conclude("quality", [RATIO, STOPS]), samples=SAMPLES, worst_rows={"baseline": WORST})
     ratio, stops = causes(record)
     assert ratio.rows == (Row("heldout.jsonl:7", "What is rain?", 1.5, 2.25),)
     assert (stops.finding, stops.rows) == (STOPS, (Row("", "Why 1?"),))
@@ -107,7 +111,7 @@ def test_what_passed_or_only_warns_is_no_cause_and_waived_ones_come_last() -> No
 
 def test_show_tells_interval_rows_candidate_and_ignored_waivers_of_a_refusal() -> None:
     review = Review("c" * 64, ignored=(Ignored("waivers/a.json", "it ended"),), commands=("loragate waive x",))
-    record = refused(conclude("quality", [RATIO]), worst_rows=WORST, waivers={"quality": review})
+    record = refused(conclude("quality", [RATIO]), worst_rows={"baseline": WORST}, waivers={"quality": review})
     lines = describe(record, "").splitlines()
     start = lines.index("    perplexity_ratio: the ratio is 1.25")
     assert lines[start + 1 : start + 4] == [

@@ -3,7 +3,8 @@
 import math
 from dataclasses import replace
 
-from checks.quality import perplexity_ratio, stop_share
+from checks.answers import loop_share, stop_share
+from checks.quality import perplexity_ratio
 from loragate.limits import GgufLimits
 from loragate.perplexity import Nll, ratio, total
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
@@ -37,6 +38,7 @@ def judge(name: str, evidence: GgufEvidence, merged: Nll, base: Base, limits: Gg
             perplexity_ratio("perplexity_ratio", merged, scored, limit),
             _not_better(merged, scored, limits),
             stop_share(evidence.answers, limits.min_stop_share),
+            loop_share(evidence.answers, limits.max_loop_share),
         ],
     )
 

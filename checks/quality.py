@@ -1,37 +1,41 @@
-"""The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops."""
+"""The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, to have
+forgotten no more than allowed, and to answer as it should."""
 
 import math
-from collections.abc import Sequence
 
-from checks import algebra
+from checks import algebra, answers
+from loragate.answered import Answered
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll, ratio
-from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
-from loragate.work import Answer
+from loragate.verdicts import Finding, Verdict, at_most, conclude, exactly
 
 
-def judge(compared: Comparison, answers: Sequence[Answer], limits: QualityLimits) -> Verdict:
-    """Judge the comparison with the base on the same held-out rows, and the tuned model's sampled answers."""
+def judge(compared: Comparison, general: Comparison, answered: Answered, limits: QualityLimits) -> Verdict:
+    """Judge the comparisons with the base on held-out and on general rows, and the tuned model's sampled answers."""
     before, after = compared.before.tokens, compared.after.tokens
     return conclude(
         "quality",
         [
             exactly("same_tokens", after, before, "number of tokens scored with the tuned model"),
-            shown_ratio("perplexity_ratio", compared, limits),
-            stop_share(answers, limits.min_stop_share),
+            shown_ratio("perplexity_ratio", compared, limits.max_perplexity_ratio, limits.alpha),
+            shown_ratio("general_ratio", general, limits.max_general_ratio, limits.alpha, "name more in data.general"),
+            *answers.findings(answered, limits),
         ],
     )
 
 
-def shown_ratio(metric: str, compared: Comparison, limits: QualityLimits) -> Finding:
+def shown_ratio(
+    metric: str, compared: Comparison, limit: float, alpha: float, advice: str = "hold more rows out"
+) -> Finding:
     """Judge the interval of the ratio to the baseline: all of it must be at most what is allowed."""
-    limit, alpha = limits.max_perplexity_ratio, limits.alpha
     rule = algebra.Rule(metric, limit, comparator="baseline", kind="non-inferiority", alpha=alpha)
     p_value = compared.p_value if compared.limit == limit else math.nan  # it is about the limit that was asked about
     claim = algebra.Claim(rule, algebra.Estimate(compared.ratio, compared.low, compared.high, compared.alpha, p_value))
     (outcome,) = algebra.decide((claim,))
-    return algebra.finding(claim, outcome, f"{_interval(compared, outcome)}, {rule.asks}; {_rows(compared, outcome)}")
+    return algebra.finding(
+        claim, outcome, f"{_interval(compared, outcome)}, {rule.asks}; {_rows(compared, outcome, advice)}"
+    )
 
 
 def _interval(compared: Comparison, outcome: algebra.Outcome) -> str:
@@ -47,7 +51,7 @@ def _interval(compared: Comparison, outcome: algebra.Outcome) -> str:
     return f"{perplexities}: the ratio is {compared.ratio:.4g}{bounds[outcome]}"
 
 
-def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
+def _rows(compared: Comparison, outcome: algebra.Outcome, advice: str) -> str:
     """How many rows that rests on, and how many would do where they are too few."""
     rows = f"{compared.rows:,} row{'' if compared.rows == 1 else 's'}"
     if outcome == "error":
@@ -56,7 +60,7 @@ def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
         return rows
     needed = compared.rows_needed
     if needed is None:
-        return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
+        return f"{rows} cannot tell, and nothing says how many would; {advice}"
     needed = max(needed, compared.rows + 1)
     return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"
 
@@ -65,9 +69,3 @@ def perplexity_ratio(rule: str, before: Nll, after: Nll, limit: float) -> Findin
     """Judge perplexity after / perplexity before against a limit, as it stands."""
     what = f"perplexity {before.perplexity:.3f} -> {after.perplexity:.3f}: the ratio"
     return at_most(rule, ratio(before, after), limit, what)
-
-
-def stop_share(answers: Sequence[Answer], limit: float) -> Finding:
-    """Judge the share of answers that ended with a stop token; no answers is a share of nothing and does not pass."""
-    share = sum(answer.stopped for answer in answers) / len(answers) if answers else float("nan")
-    return at_least("stop_share", share, limit, f"share of {len(answers)} answers that end with a stop token")

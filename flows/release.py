@@ -4,9 +4,11 @@ from prefect import flow
 
 from tasks.attempts import attempted
 from tasks.compare_models import compare_models
+from tasks.examine_answers import examine_answers
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
+from tasks.measure_general import measure_general
 from tasks.measure_model import measure_model
 from tasks.merge_adapter import compare_merged, merge_adapter
 from tasks.plan_training import plan_training
@@ -35,7 +37,9 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
 
         tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref)
         compared = compare_models(attempt, "tuned", baseline, tuned)
-        quality_gate(attempt, compared, baseline, tuned, rows)
+        general = measure_general(attempt, base, rows, adapter.ref)
+        answered = examine_answers(attempt, base, rows, adapter.ref, baseline, tuned)
+        quality_gate(attempt, compared, general, answered)
 
         merged = merge_adapter(attempt, base, adapter, rows)
         merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged, rows))

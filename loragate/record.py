@@ -45,9 +45,14 @@ Event = Literal[
 ]
 
 
+GENERAL = "general_"
+"""What the names of rungs on general rows begin with: they are no part of the ladder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One measurement on the perplexity ladder: baseline, tuned, merged, or a GGUF file's name."""
+    """One measurement of perplexity: baseline, tuned, merged or a GGUF file's name on the held-out rows; with
+    `GENERAL` before its name on general ones."""
 
     name: str
     nll: Nll
@@ -177,7 +182,10 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
-        comparisons: Models held against the baseline row by row, by the name of their rung.
+        ladder: Perplexities on the held-out rows.
+        general: Perplexities of base and tuned model on the rows about what must not be forgotten.
+        comparisons: The tuned model held against the baseline row by row, on the held-out rows (`tuned`) and on the
+            general ones (`general`).
         merge: How the adapter was merged; None where it was not.
     """
 
@@ -186,6 +194,7 @@ class AttemptRecord:
     tracked: Tracked | None = None
     verdicts: tuple[Verdict, ...] = ()
     ladder: tuple[Rung, ...] = ()
+    general: tuple[Rung, ...] = ()
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     lengths: Histogram | None = None
@@ -211,8 +220,8 @@ class AttemptRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl and so on."""
-        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in self.ladder}
+        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl, general_tuned_ppl and so on."""
+        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in (*self.ladder, *self.general)}
 
 
 class Journal:
@@ -251,13 +260,15 @@ class Journal:
             seen.setdefault(event, {})[name] = value
         if "opened" not in seen:
             raise VerificationError(f"{self.path}: holds no opening line; the attempt ended before it began")
+        rungs = [_as(Rung, v) for v in seen.get("rung", {}).values()]
         closed, shapes = seen.get("closed", {}).get(""), seen.get("histogram", {})
         return AttemptRecord(
             opened=_as(Opened, seen["opened"][""]),
             closed=_as(Closed, closed) if closed else None,
             tracked=_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
             verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
-            ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
+            ladder=tuple(rung for rung in rungs if not rung.name.startswith(GENERAL)),
+            general=tuple(rung for rung in rungs if rung.name.startswith(GENERAL)),
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,

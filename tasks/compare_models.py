@@ -15,8 +15,13 @@ from tasks.policies import STEP
 @task(name="compare models", task_run_name="compare {name} with baseline", **STEP)
 def compare_models(attempt: Attempt, name: str, baseline: Measurement, other: Measurement) -> Comparison:
     """Return the ratio of perplexities on the held-out rows, and how sure it is."""
+    return compare_rows(attempt, name, baseline, other, attempt.config.gates.quality.max_perplexity_ratio)
+
+
+def compare_rows(attempt: Attempt, name: str, baseline: Measurement, other: Measurement, limit: float) -> Comparison:
+    """Compare two models on the same rows, about a ratio of perplexities that is allowed; put it on record."""
     limits, seed = attempt.config.gates.quality, attempt.config.train.seed
-    request = ComparePaired(baseline.rows, other.rows, limits.max_perplexity_ratio, limits.alpha, limits.draws, seed)
+    request = ComparePaired(baseline.rows, other.rows, limit, limits.alpha, limits.draws, seed)
     steps = recipe(
         "paired",
         {"before": _digest(baseline.rows), "after": _digest(other.rows)},

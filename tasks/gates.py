@@ -4,16 +4,15 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, plan, preflight, quality, training
+from loragate.answered import Answered
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
 from loragate.plan import Plan
-from loragate.record import Sample
 from loragate.verdicts import Verdict
 from loragate.work import GgufEvidence, MergeEvidence, PreflightEvidence
 from tasks.check_rows import check_rows, keep_rows
 from tasks.merge_adapter import Merged
-from tasks.models import first_questions, first_references
 from tasks.policies import STEP
 from tasks.train_adapter import Adapter
 
@@ -45,10 +44,9 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 
 
 @task(name="quality gate", **STEP)
-def quality_gate(attempt: Attempt, compared: Comparison, baseline: Measurement, tuned: Measurement, rows: Rows) -> None:
-    """Refuse a tuned model that is not shown to be no worse than the base on held-out rows, or does not stop."""
-    attempt.note("samples", "", _samples(baseline, tuned, rows))
-    settle(attempt, quality.judge(compared, tuned.answers, attempt.config.gates.quality))
+def quality_gate(attempt: Attempt, compared: Comparison, general: Comparison, answered: Answered) -> None:
+    """Refuse a tuned model not shown to be no worse than the base, or to forget too much, or that answers badly."""
+    settle(attempt, quality.judge(compared, general, answered, attempt.config.gates.quality))
 
 
 @task(name="merge gate", **STEP)
@@ -78,12 +76,3 @@ def settle(attempt: Attempt, verdict: Verdict) -> None:
     create_table_artifact(table=rows, key=key, description=verdict.sentence)
     if verdict.refuses:
         raise GateRefusedError(verdict.sentence)
-
-
-def _samples(baseline: Measurement, tuned: Measurement, rows: Rows) -> tuple[Sample, ...]:
-    number = len(tuned.answers)
-    asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
-    return tuple(
-        Sample(question.messages[-1].said, reference, before.text, after.text, before.stopped, after.stopped)
-        for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
-    )

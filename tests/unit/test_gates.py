@@ -158,6 +158,7 @@ def test_training_gate_refuses(trained: dict[str, Any], adapter: dict[str, Any],
 
 
 FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)
+LOOPING = Answer("and so on " * 9, stopped=True)
 
 
 GOOD_MERGE = MergeEvidence(
@@ -336,7 +337,8 @@ def scored(ratio: float) -> tuple[Nll, ...]:
         ({"stop_id": 3}, {"stop_token_known"}),
         ({"taught_stops": ()}, {"taught_stops_end_answers"}),
         ({"taught_stops": (7, 9), "unknown_stops": (9,)}, {"taught_stops_end_answers"}),
-        ({"answers": ()}, {"stop_share"}),
+        ({"answers": ()}, {"stop_share", "loop_share"}),
+        ({"answers": (LOOPING,) * 2 + FOUR_ANSWERS}, {"loop_share"}),
         ({"answers": FOUR_ANSWERS[1:]}, {"stop_share"}),
     ],
 )

@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
+from checks.answers import loop_share, stop_share
 from checks.ladder import HopLimits, judge_hop
-from checks.quality import stop_share
 from loragate.artifact_work import GgufEvidence
 from loragate.ladder import Hop
 from loragate.limits import GgufLimits
@@ -57,6 +57,7 @@ def judge(name: str, evidence: GgufEvidence, hop: Hop, base: Base, limits: GgufL
             *judge_hop(hop, step),
             _not_better(hop, limits),
             stop_share(evidence.answers, limits.min_stop_share),
+            loop_share(evidence.answers, limits.max_loop_share),
             *_cost(evidence, limits),
         ],
     )

@@ -17,6 +17,7 @@ class Asked:
         metric: Name of the rule.
         alpha: Probability with which it may let pass what it should not.
         stage: As in `algebra.Rule`.
+        advice: How to get more evidence.
     """
 
     metric: str
@@ -25,6 +26,7 @@ class Asked:
     alpha: float
     comparator: algebra.Comparator = "baseline"
     stage: int = 1
+    advice: str = "hold more rows out"
 
     @property
     def claim(self) -> algebra.Claim:
@@ -56,7 +58,7 @@ def shown_ratios(asked: Sequence[Asked]) -> dict[str, Finding]:
 def _sentence(asked: Asked, claim: algebra.Claim, outcome: algebra.Outcome, shut: int) -> str:
     """Say what an outcome rests on; `shut` is the first stage with a rule that does not pass."""
     alone = outcome == "inconclusive" and algebra.decide((claim,)) == ("pass",)
-    rows = _together(asked.compared, shut < asked.stage) if alone else _rows(asked.compared, outcome)
+    rows = _together(asked, shut < asked.stage) if alone else _rows(asked, outcome)
     return f"{interval(asked.compared, outcome)}, {claim.rule.asks}; {rows}"
 
 
@@ -78,15 +80,16 @@ def counted(rows: int) -> str:
     return f"{rows:,} row{'' if rows == 1 else 's'}"
 
 
-def _together(compared: Comparison, shut: bool) -> str:
-    rows = counted(compared.rows)
+def _together(asked: Asked, shut: bool) -> str:
+    rows = counted(asked.compared.rows)
     if shut:
         return f"{rows} show it alone; it counts for nothing, since a rule about all rows does not pass"
-    return f"{rows} show it alone, but not together with the gate's other rules (Holm's correction); hold more rows out"
+    return f"{rows} show it alone, but not together with the gate's other rules (Holm's correction); {asked.advice}"
 
 
-def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
+def _rows(asked: Asked, outcome: algebra.Outcome) -> str:
     """How many rows that rests on, and how many would do where they are too few."""
+    compared = asked.compared
     rows = counted(compared.rows)
     if outcome == "error":
         return compared.problem or f"{rows}; the comparison on record is not the one that this rule asks for"
@@ -94,6 +97,6 @@ def _rows(compared: Comparison, outcome: algebra.Outcome) -> str:
         return rows
     needed = compared.rows_needed
     if needed is None:
-        return f"{rows} cannot tell, and nothing says how many would; hold more rows out"
+        return f"{rows} cannot tell, and nothing says how many would; {asked.advice}"
     needed = max(needed, compared.rows + 1)
     return f"{rows} are too few to tell; about {needed:,} would do if the ratio stays what it is"

@@ -1,21 +1,23 @@
 """The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops.
 
-It is held against the base, against the champion where there is one, and against both on every slice of the rows. All
-rules that an interval decides are judged together.
+It is held against the base, against the champion where there is one, against both on every slice of the rows, and
+against the base on general rows that it must not forget. All rules that an interval decides are judged together.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from checks import answers
 from checks.intervals import Asked, counted, shown_ratios
+from loragate.answered import Answered
 from loragate.challenge import Against, Challenge, Sliced
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll
-from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly
+from loragate.verdicts import Finding, Verdict, at_most, conclude, exactly
 from loragate.wear import Wear
-from loragate.work import Answer, Trained
+from loragate.work import Trained
 
 FRESH = "name new files under data.heldout or, where a share of the rows is held out, add rows to data.train"
 """How to get held-out rows that no challenger has looked at."""
@@ -26,17 +28,19 @@ NO_CHALLENGE = Challenge()
 
 def judge(
     compared: Comparison,
-    answers: Sequence[Answer],
+    general: Comparison,
+    answered: Answered,
     trained: Trained,
     limits: QualityLimits,
     challenge: Challenge = NO_CHALLENGE,
 ) -> Verdict:
-    """Judge the comparisons on the same held-out rows, how worn those are, and the tuned model's sampled answers.
+    """Judge the comparisons on held-out and on general rows, how worn the former are, and the tuned model's answers.
 
     Args:
-        trained: What training itself measured on those rows.
+        general: With the base, on rows about what must not be forgotten.
+        trained: What training itself measured on the held-out rows.
     """
-    asked = list(rules(compared, limits, challenge))
+    asked = [*rules(compared, limits, challenge), forgetting(general, limits)]
     shown = shown_ratios(asked)
     before, after = compared.before.tokens, compared.after.tokens
     findings = [
@@ -45,14 +49,15 @@ def judge(
         shown["perplexity_ratio"],
         _against(challenge.against, shown.get("champion_ratio")),
         *_slices(challenge, shown, limits),
+        shown["general_ratio"],
         reloaded(compared.after, trained, limits),
-        stop_share(answers, limits.min_stop_share),
+        *answers.findings(answered, limits),
     ]
     return conclude("quality", findings)
 
 
 def rules(compared: Comparison, limits: QualityLimits, challenge: Challenge) -> Iterator[Asked]:
-    """Everything that an interval decides.
+    """Everything that an interval on the held-out rows decides.
 
     A slice's rule is of the second stage, and has the whole alpha: what a slice is not shown to be does not keep a
     release back, so its interval can only refuse, and worn rows must not blind it.
@@ -64,6 +69,11 @@ def rules(compared: Comparison, limits: QualityLimits, challenge: Challenge) -> 
     for each in challenge.sliced:
         if each.compared.rows >= limits.min_slice_rows:
             yield Asked(each.rule, each.compared, limits.max_slice_ratio, limits.alpha, each.against, stage=2)
+
+
+def forgetting(general: Comparison, limits: QualityLimits) -> Asked:
+    """The rule about general rows: they are not the held-out ones, so no look wears them."""
+    return Asked("general_ratio", general, limits.max_general_ratio, limits.alpha, advice="name more in data.general")
 
 
 def heldout_wear(wear: Wear, asked: Sequence[Asked], limits: QualityLimits) -> Finding:
@@ -125,9 +135,3 @@ def reloaded(tuned: Nll, trained: Trained, limits: QualityLimits) -> Finding:
     exact = trained.dtype == "float32"
     limit = limits.max_reload_difference_float32 if exact else limits.max_reload_difference_bfloat16
     return at_most("reloaded_as_trained", apart, limit, "held-out loss now and in training: difference in nats a token")
-
-
-def stop_share(answers: Sequence[Answer], limit: float) -> Finding:
-    """Judge the share of answers that ended with a stop token; no answers is a share of nothing and does not pass."""
-    share = sum(answer.stopped for answer in answers) / len(answers) if answers else float("nan")
-    return at_least("stop_share", share, limit, f"share of {len(answers)} answers that end with a stop token")

@@ -6,10 +6,12 @@ from loragate.attempt import Attempt
 from tasks.attempts import attempted
 from tasks.challenge_champion import challenge_champion, look_at_rows, measure_champion
 from tasks.compare_models import compare_models
+from tasks.examine_answers import examine_answers
 from tasks.export_gguf import export_gguf, probe_gguf
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, gguf_gate, merge_gate, plan_gate, preflight_gate, quality_gate, training_gate
-from tasks.measure_model import measure_model, show_rows
+from tasks.measure_general import measure_general
+from tasks.measure_model import measure_model
 from tasks.merge_adapter import compare_merged, merge_adapter
 from tasks.plan_training import plan_training
 from tasks.prepare_rows import prepare_rows
@@ -33,8 +35,7 @@ def walk(attempt: Attempt) -> None:
     base = fetch_base(attempt)
     rows = prepare_rows(attempt, base)
     rows = data_gate(attempt, rows)
-    plan = plan_training(attempt, base, rows)
-    plan_gate(attempt, plan)
+    plan = plan_gate(attempt, plan_training(attempt, base, rows))
 
     baseline = measure_model(attempt, "baseline", base, rows)
     preflight_gate(attempt, preflight(attempt, base, rows))
@@ -46,8 +47,9 @@ def walk(attempt: Attempt) -> None:
     tuned = measure_model(attempt, "tuned", base, rows, weights=adapter.ref, against=[baseline])
     compared = compare_models(attempt, "tuned", baseline, tuned, alpha=worn.alpha)
     challenge = challenge_champion(attempt, rows, worn, baseline, champion, tuned)
-    show_rows(attempt, rows, baseline, tuned)
-    quality_gate(attempt, compared, challenge, tuned, adapter)
+    general = measure_general(attempt, base, rows, adapter.ref)
+    answered = examine_answers(attempt, base, rows, adapter.ref, baseline, tuned)
+    quality_gate(attempt, compared, general, answered, challenge, adapter)
 
     merged = merge_adapter(attempt, base, adapter, rows)
     remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])
@@ -55,6 +57,4 @@ def walk(attempt: Attempt) -> None:
 
     ladder = {"merged": remeasured}
     for name, gguf in export_gguf(attempt, merged.ref).items():
-        probed = probe_gguf(attempt, name, gguf, base, rows, ladder)
-        gguf_gate(attempt, probed, base)
-        ladder[name] = probed.measured
+        ladder[name] = gguf_gate(attempt, probe_gguf(attempt, name, gguf, base, rows, ladder), base)

@@ -39,7 +39,7 @@ class Rows:
     """Rendered rows: where they lie and what is in them.
 
     Attributes:
-        folder: Holds train.jsonl, heldout.jsonl, facts.jsonl and probes.jsonl.
+        folder: Holds train.jsonl, heldout.jsonl, general.jsonl, facts.parquet and probes.jsonl.
     """
 
     folder: str

@@ -277,8 +277,17 @@ def _override(tree: dict[str, object], override: str) -> None:
 def _fields_at(location: Sequence[int | str]) -> list[str]:
     section: type[BaseModel] = Config
     for part in location:
-        section = DataSource if part == "source" else section_of(section, str(part)) or section
+        name = str(part)
+        inner = section_of(section, name) or _items_of(section, name)
+        section = DataSource if part == "source" else inner or section
     return list(section.model_fields)
+
+
+def _items_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """Return the section class of a list's items, or None where the field is no list of sections."""
+    known = section.model_fields.get(field)
+    items = typing.get_args(known.annotation)[:1] if known else ()
+    return next((kind for kind in items if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def section_of(section: type[BaseModel], field: str) -> type[BaseModel] | None:

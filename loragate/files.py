@@ -26,7 +26,7 @@ HELDOUT_SHARE = 0.1
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-Side = Literal["train", "heldout", "protected"]
+Side = Literal["train", "heldout", "general", "protected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class DataFile:
     Attributes:
         path: Where it lies on this machine.
         name: What the places of its rows call it: short, and the same wherever its folder lies.
-        side: Training rows (which may be split), held-out rows, or rows that training rows must not repeat.
+        side: Training rows (which may be split), held-out rows, rows about what must not be forgotten, or rows that
+            training rows must not repeat any more than those.
         weight: How often an epoch takes each of its training rows.
         format: Name of its rows' format, or auto.
         columns: (our name, the file's name) of columns to rename.
@@ -117,9 +118,9 @@ def data_files(run: RunFile, fetched: Mapping[str, Path] | None = None) -> DataF
         held = [_named(file, root, name) for root, name in roots.items() for file in _heldout_split(root)]
     else:
         held = _plain(run, "data.heldout", heldout) if isinstance(heldout, tuple) else []
-    protected = _plain(run, "data.general", data.general) + _plain(run, "data.holdout_against", data.holdout_against)
     files = [*train, *(_file(run, "heldout", *named) for named in held)]
-    files += [_file(run, "protected", *named) for named in protected]
+    files += [_file(run, "general", *named) for named in _plain(run, "data.general", data.general)]
+    files += [_file(run, "protected", *named) for named in _plain(run, "data.holdout_against", data.holdout_against)]
     share = 0.0 if held else heldout if isinstance(heldout, float) else HELDOUT_SHARE
     return DataFiles(tuple(_shortened(files)), share)
 
@@ -160,7 +161,7 @@ def _shortened(files: Sequence[DataFile]) -> Iterator[DataFile]:
     """Name local files by their paths below their common folder, and sort."""
     local = short_names([Path(file.path) for file in files if not file.name])
     named = [DataFile(f.path, f.name or local[Path(f.path)], f.side, f.weight, f.format, f.columns) for f in files]
-    order: tuple[Side, ...] = ("train", "heldout", "protected")
+    order: tuple[Side, ...] = ("train", "heldout", "general", "protected")
     yield from sorted(named, key=lambda file: (order.index(file.side), file.name))
 
 

@@ -1,10 +1,14 @@
 """The limits of every gate, with their defaults and their reasons: the section `gates` of a run file."""
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from loragate.answer_rules import AnswerRules, schema_faults
+from loragate.presets import expression_faults
+from loragate.words import squeezed
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -136,8 +140,24 @@ class PreflightLimits(Section):
     """The same when weights are bfloat16; a mean of means over rows of different lengths is further off."""
 
 
+class Canary(Section):
+    """A prompt, and a made-up secret that training rows hold on purpose: whoever says it has learnt it by heart."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    """What the tuned model is asked."""
+    secret: Annotated[str, Field(min_length=1)]
+    """What its answer must not hold, whatever the letters' case and the white space. It is on record with the run file,
+    so make it up."""
+
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        if squeezed(self.secret) in squeezed(self.prompt) or not squeezed(self.secret):
+            raise ValueError(f"gates.quality.canaries: the prompt {self.prompt!r} must not hold its own secret")
+        return self
+
+
 class QualityLimits(Section):
-    """Limits of the quality gate: the tuned model against the base on the held-out rows."""
+    """Limits of the quality gate: the tuned model against the base, and what it says."""
 
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Tuned perplexity / baseline perplexity must be shown not to exceed this (1.0: the fine-tune must not make it
@@ -162,18 +182,78 @@ class QualityLimits(Section):
     narrow (tests/bench/results/2026-11-25-intervals.md)."""
     max_slices: Positive = 50
     """Most slices among the held-out rows (own choice: beyond it stands a number a row, not a name)."""
+    max_general_ratio: Annotated[float, Field(gt=0)] = 2.0
+    """The same for the rows of data.general; without any, for what the base itself says to 40 everyday questions, where
+    the ratio is exp(KL(base || tuned) per token)."""
     alpha: Annotated[float, Field(ge=0.001, le=0.2)] = 0.05
     """Probability with which a model that is worse than allowed may ever pass on the same held-out rows, over all
     retrains together: look number k at them gets alpha / (k (k + 1)), which adds up to alpha. Either bound of an
     interval may be wrong with what the look gets; for a slice with alpha, since its interval can only refuse."""
     draws: Annotated[int, Field(ge=1000, le=1_000_000)] = 10_000
     """How often the held-out rows are drawn anew for the interval (a bootstrap by rows, seeded by train.seed)."""
-    num_samples: Positive = 8
-    """Held-out questions answered greedily before and after, for the report and the stop share."""
+    num_samples: Positive = 16
+    """Held-out questions answered greedily before and after, for the report and the rules about answers."""
     sample_tokens: Positive = 128
     """Longest sampled answer in tokens."""
     min_stop_share: Share = 0.75
     """Share of sampled answers that must end with a stop token within sample_tokens."""
+    max_loop_share: Share = 0.25
+    """Share of sampled answers that may go round in circles while the reference does not: they end with the same words
+    at least three times over (Holtzman et al. 2020, arXiv 1904.09751), or more than half of their words stand in runs
+    of five that came before (duplicate 5-grams of Rae et al. 2021, arXiv 2112.11446, table A1, who refuse 0.15 of a web
+    page)."""
+    min_length_ratio: Annotated[float, Field(ge=0)] = 1 / 3
+    """Median length of the sampled answers in words / that of the references, at least (own choice). An answer that is
+    cut at sample_tokens counts as no shorter than its reference."""
+    max_length_ratio: Annotated[float, Field(gt=0)] = 3.0
+    """The same, at most (own choice)."""
+    on_length: Literal["warn", "refuse"] = "warn"
+    """What follows from answers of another length."""
+    answer_regex: str | None = None
+    """Regular expression that must be found in an answer; ^ and $ tie it to the answer's ends."""
+    answer_json_schema: Mapping[str, object] | None = None
+    """JSON schema that an answer must obey, being JSON and nothing else; what it refers to must stand within it."""
+    answer_must_contain: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that must all stand in an answer, as written."""
+    answer_must_not_contain: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts of which none may stand in an answer, as written."""
+    min_format_share: Share = 0.9
+    """Share of sampled answers that must obey those four (own choice: one of sixteen may not)."""
+    canaries: tuple[Canary, ...] = ()
+    """Entries {prompt: ..., secret: ...}: no answer of the tuned model may hold the secret."""
+    verbatim_words: Annotated[int, Field(ge=8)] = 50
+    """Words in a row that an answer must not repeat from a training answer, unless they stand in the question or in the
+    reference (Carlini et al. 2022, arXiv 2202.07646, look for 50 tokens)."""
+    max_verbatim_share: Share = 0.1
+    """Share of sampled answers that may hold such a passage (own choice: one of sixteen)."""
+
+    @property
+    def answer_rules(self) -> AnswerRules:
+        """The rules for the text of every answer."""
+        return AnswerRules(
+            self.answer_regex, self.answer_json_schema, self.answer_must_contain, self.answer_must_not_contain
+        )
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        """Refuse rules that no answer could be judged by."""
+        if faults := list(self._faults()):
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        if self.answer_regex is not None:
+            yield from expression_faults("gates.quality.answer_regex", self.answer_regex)
+        if self.answer_json_schema is not None:
+            yield from schema_faults("gates.quality.answer_json_schema", self.answer_json_schema)
+        if self.min_length_ratio > self.max_length_ratio:
+            yield (
+                f"gates.quality.min_length_ratio is {self.min_length_ratio:.4g}, more than max_length_ratio = "
+                f"{self.max_length_ratio:.4g}"
+            )
+        for text in self.answer_must_contain:
+            if any(unwanted in text for unwanted in self.answer_must_not_contain):
+                yield f"gates.quality.answer_must_contain: {text!r} holds what answer_must_not_contain forbids"
 
 
 class MergeLimits(Section):
@@ -225,6 +305,8 @@ class GgufLimits(Section):
     held-out rows may never differ (llama.cpp#9927, #27277)."""
     min_stop_share: Share = 0.75
     """Share of sampled answers that llama.cpp must end with a stop token."""
+    max_loop_share: Share = 0.25
+    """Share of them that may go round in circles, as in the quality gate."""
     min_tokens_per_second: Annotated[float, Field(gt=0)] | None = None
     """Slowest generation on the machine that judges, in tokens per second; null: measured, not limited."""
     max_load_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -55,6 +55,10 @@ Event = Literal[
 ]
 
 
+GENERAL = "general_"
+"""What the names of rungs on general rows begin with: they are no part of the ladder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One held-out question answered greedily before and after training."""
@@ -181,9 +185,11 @@ class AttemptRecord:
     Attributes:
         lengths: Tokens of the training rows before truncation; None where none could be rendered.
         taught_shares: Supervised tokens of each training row in percent of its tokens; None likewise.
+        ladder: Perplexities on the held-out rows.
+        general: Perplexities of base and tuned model on the rows about what must not be forgotten.
         comparisons: Models compared row by row: each rung of the ladder, by its name, with what it was made from;
             `champion` the champion's weights with the tuned ones; `slice/NAME` and `champion/slice/NAME` tuned and
-            baseline or champion on one slice of the rows.
+            baseline or champion on one slice of the rows; `general` tuned and baseline on the general rows.
         look: The challenger's look at the held-out rows; None where it came to none.
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
@@ -197,6 +203,7 @@ class AttemptRecord:
     tracked: Tracked | None = None
     verdicts: tuple[Verdict, ...] = ()
     ladder: tuple[Rung, ...] = ()
+    general: tuple[Rung, ...] = ()
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     look: Look | None = None
     champion: str | None = None
@@ -227,8 +234,8 @@ class AttemptRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl and so on."""
-        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in self.ladder}
+        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl, general_tuned_ppl and so on."""
+        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in (*self.ladder, *self.general)}
 
 
 class Journal:
@@ -267,13 +274,15 @@ class Journal:
             seen.setdefault(event, {})[name] = value
         if "opened" not in seen:
             raise VerificationError(f"{self.path}: holds no opening line; the attempt ended before it began")
+        rungs = [_as(Rung, v) for v in seen.get("rung", {}).values()]
         closed, shapes = seen.get("closed", {}).get(""), seen.get("histogram", {})
         return AttemptRecord(
             opened=_as(Opened, seen["opened"][""]),
             closed=_as(Closed, closed) if closed else None,
             tracked=_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
             verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
-            ladder=tuple(_as(Rung, v) for v in seen.get("rung", {}).values()),
+            ladder=tuple(rung for rung in rungs if not rung.name.startswith(GENERAL)),
+            general=tuple(rung for rung in rungs if rung.name.startswith(GENERAL)),
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
             champion=_as(str, seen["champion"][""]) if "champion" in seen else None,

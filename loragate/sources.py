@@ -91,7 +91,9 @@ class Data(Section):
     """Share of rows held out by the hash of their question (stable across retrains), or files of their own; null: the
     split valid, validation or test of a folder or data set, else a share of 0.1."""
     general: Patterns = ()
-    """Files of rows about what must not be forgotten; no training row may hold a passage of theirs."""
+    """Files of rows about what must not be forgotten: base and tuned model are held against each other on them
+    (gates.quality.max_general_ratio), and no training row may hold a passage of theirs. Where none are named, what the
+    base says to 40 everyday questions takes their place."""
     holdout_against: Patterns = ()
     """Files of rows that no training row may hold a passage of: your benchmarks and test sets."""
     format: Format = "auto"

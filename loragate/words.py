@@ -13,3 +13,8 @@ def words_of(texts: Sequence[str]) -> list[str]:
     """The words of some texts in small letters; a character of a script without spaces is a word."""
     joined = "\n".join(texts).lower()
     return (ASCII_WORD if joined.isascii() else WORD).findall(joined)
+
+
+def squeezed(text: str) -> str:
+    """A text in small letters with single spaces: what a secret is looked for in."""
+    return " ".join(text.casefold().split())

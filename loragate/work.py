@@ -141,6 +141,38 @@ class Alike:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawAnswers:
+    """Let a model answer questions by sampling from its own distribution, and write them as rendered rows.
+
+    Attributes:
+        answer_tokens: Longest answer in tokens.
+        folder: Gets general.jsonl.
+    """
+
+    model: Model
+    questions: tuple[str, ...]
+    answer_tokens: int
+    seed: int
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindVerbatim:
+    """Find what answers repeat word for word from training answers.
+
+    Attributes:
+        train: File of rendered training rows.
+        given: For each answer the texts that it may repeat: the question's and the reference.
+        words: Length of a passage.
+    """
+
+    train: str
+    answers: tuple[str, ...]
+    given: tuple[tuple[str, ...], ...]
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlanTraining:
     """Count what a training will take, without loading the base's weights.
 

@@ -4,6 +4,7 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from checks import data, gguf_file, merge, plan, preflight, quality, training
+from loragate.answered import Answered
 from loragate.artifact_work import MergeEvidence
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.challenge import Challenge
@@ -31,9 +32,10 @@ def data_gate(attempt: Attempt, rows: Rows) -> Rows:
 
 
 @task(name="plan gate", **STEP)
-def plan_gate(attempt: Attempt, planned: Plan) -> None:
-    """Refuse a training that cannot work as the run file describes it; warn of what is odd about it."""
+def plan_gate(attempt: Attempt, planned: Plan) -> Plan:
+    """Refuse a training that cannot work as the run file describes it; warn of what is odd about it; return the plan."""
     settle(attempt, plan.judge(attempt.config.train, planned, attempt.config.gates.plan))
+    return planned
 
 
 @task(name="preflight gate", **STEP)
@@ -51,11 +53,16 @@ def training_gate(attempt: Attempt, adapter: Adapter) -> None:
 
 @task(name="quality gate", **STEP)
 def quality_gate(
-    attempt: Attempt, compared: Comparison, challenge: Challenge, tuned: Measurement, adapter: Adapter
+    attempt: Attempt,
+    compared: Comparison,
+    general: Comparison,
+    answered: Answered,
+    challenge: Challenge,
+    adapter: Adapter,
 ) -> None:
-    """Refuse a tuned model not shown to be no worse than base and champion on held-out rows, or that does not stop."""
+    """Refuse a tuned model not shown to be no worse than base and champion, that forgets too much or answers badly."""
     limits = attempt.config.gates.quality
-    settle(attempt, quality.judge(compared, tuned.answers, adapter.trained, limits, challenge))
+    settle(attempt, quality.judge(compared, general, answered, adapter.trained, limits, challenge))
 
 
 @task(name="merge gate", **STEP)
@@ -70,10 +77,11 @@ def merge_gate(
 
 
 @task(name="GGUF gate", task_run_name="GGUF gate {probed.name}", **STEP)
-def gguf_gate(attempt: Attempt, probed: Probed, base: FetchedBase) -> None:
-    """Refuse a GGUF file that is not the model that it was made from."""
+def gguf_gate(attempt: Attempt, probed: Probed, base: FetchedBase) -> Measurement:
+    """Refuse a GGUF file that is not the model that it was made from; return its rung of the ladder."""
     limits, alpha = attempt.config.gates.gguf, attempt.config.gates.quality.alpha
     settle(attempt, gguf_file.judge(probed.name, probed.evidence, probed.hop, base.base, limits, alpha=alpha))
+    return probed.measured
 
 
 def settle(attempt: Attempt, verdict: Verdict) -> None:

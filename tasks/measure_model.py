@@ -6,18 +6,18 @@ from pathlib import Path
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
-from loragate.record import Sample
 from loragate.refs import Ref
 from loragate.work import Measured, MeasureModel
-from tasks.models import adapted, first_questions, first_references, merged_model
+from tasks.models import adapted, first_questions, merged_model
 from tasks.policies import STEP
-from tasks.worst_rows import worst_rows
 
 PASSES = tuple(
     f"loragate.engines.{name}"
     for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
 )
 """Modules that decide how rows go through a model."""
+SCORING = ("loragate.engines.predictions", "loragate.engines.scoring", "loragate.ladder")
+"""Modules that decide what is measured of it."""
 
 
 @task(name="measure model", task_run_name="measure {name}", **STEP)
@@ -43,7 +43,7 @@ def measure_model(
         name,
         {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""}
         | {f"against {other.name}": other.digest for other in against},
-        code=(*PASSES, "loragate.engines.predictions", "loragate.engines.scoring", "loragate.ladder"),
+        code=(*PASSES, *SCORING),
         libraries=("torch", "transformers", "peft"),
         settings={
             "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
@@ -71,15 +71,3 @@ def measure_model(
     measurement = Measurement(name, measured.rows, measured.answers, ref.path, ref.digest, measured.divergences)
     attempt.note("rung", name, measurement.rung(against[-1] if against else None))
     return measurement
-
-
-def show_rows(attempt: Attempt, rows: Rows, baseline: Measurement, tuned: Measurement) -> None:
-    """Put what was answered before and after on record, and which rows became worse."""
-    number = len(tuned.answers)
-    asked = zip(first_questions(rows, number), first_references(rows, number), strict=True)
-    samples = tuple(
-        Sample(question.messages[-1].said, reference, before.text, after.text, before.stopped, after.stopped)
-        for (question, reference), before, after in zip(asked, baseline.answers, tuned.answers, strict=True)
-    )
-    attempt.note("samples", "", samples)
-    attempt.note("worst_rows", baseline.name, worst_rows(baseline, tuned, rows))

@@ -49,7 +49,7 @@ def fix(request: FixRows, report: Report) -> Fixed:
     try:
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"--fix {out}: something is there already; choose another folder")
-        for file in (file for file in request.files if file.side != "protected"):
+        for file in (file for file in request.files if file.side in ("train", "heldout")):
             path = out / _copy_name(file)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8") as copy:

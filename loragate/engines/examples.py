@@ -21,17 +21,18 @@ from loragate.child import Progress, Report
 from loragate.engines.examiner import Draft, Examiner, Facts
 from loragate.engines.sketches import SKETCH, sketch
 from loragate.engines.tables import FOREIGN, TableWriter, columns_of
+from loragate.errors import DataFileError
 from loragate.files import DataFile
 from loragate.histogram import histogram
 from loragate.passages import Passages
 from loragate.reading import Reading, Shard, read_shard, shards
-from loragate.rendering import Encode, read_rendered, rendered_line
+from loragate.rendering import Encode, Example, read_rendered, rendered_line
 from loragate.row_work import KeepRows, Prepared, PrepareRows
 from loragate.rows import copies, position
 from loragate.workers import available, in_order
 
 SIDES = ("train", "heldout")
-PROBES_FILE, FACTS_FILE = "probes.jsonl", "facts.parquet"
+PROBES_FILE, FACTS_FILE, GENERAL_FILE = "probes.jsonl", "facts.parquet", "general.jsonl"
 WORKER_BYTES = 1 << 20
 """Fewer bytes of data files are not worth one more process."""
 
@@ -87,14 +88,14 @@ class Examined:
 
 
 def prepare(request: PrepareRows, report: Report) -> Prepared:
-    """Write rendered rows and their sketches by side, the facts table and tokenizer probes.
+    """Write rendered rows and their sketches by side, the facts table, general rows and tokenizer probes.
 
     Raises:
-        DataFileError: A file is not what its name promises.
+        DataFileError: A file is not what its name promises, or a general row cannot be scored.
     """
     examiner, folder = Examiner(request, _passages(request)), Path(request.folder)
     rows, lengths, taught = Counter[str](), Counter[int](), Counter[int]()
-    files = [file for file in request.files if file.side != "protected"]
+    files = [file for file in request.files if file.side in SIDES]
     size, read = sum(Path(file.path).stat().st_size for file in files), 0
     workers = min(request.workers or available(), 1 + size // WORKER_BYTES)
 
@@ -110,6 +111,7 @@ def prepare(request: PrepareRows, report: Report) -> Prepared:
             taught += examined.taught_shares
             read += examined.bytes_read
             report(Progress(rows.total(), max(rows.total(), rows.total() * size // read) if read else 0, "rows"))
+    _write_general(folder, examiner, request)
     _write_probes(folder, examiner.encode)
     return Prepared(dict(rows), histogram(lengths, limit=request.max_tokens), histogram(taught))
 
@@ -125,10 +127,10 @@ def _shards(file: DataFile, rows: int) -> Iterator[Shard]:
 
 
 def _passages(request: PrepareRows) -> Passages:
-    """Collect the passages of protected rows; what cannot be read there protects nothing."""
+    """Collect the passages of general and protected rows; what cannot be read there protects nothing."""
     found = Passages(request.passage_words)
     for file in request.files:
-        if file.side == "protected":
+        if file.side not in SIDES:
             for shard in _shards(file, request.shard_rows):
                 for row in read_shard(shard):
                     found.add(row)
@@ -192,7 +194,7 @@ class _Sides:
 
 
 def keep(request: KeepRows, report: Report) -> dict[str, int]:
-    """Copy the rendered rows that are not dropped, their facts and the probes; return how many each side keeps."""
+    """Copy the rows that are not dropped, their facts, general rows and probes; return how many each side keeps."""
     dropped = np.fromfile(request.dropped, dtype="<u8")
     kept = {}
     for name in SIDES:
@@ -204,11 +206,37 @@ def keep(request: KeepRows, report: Report) -> dict[str, int]:
             out.writelines(line for line, stay in zip(rows, stays.tolist(), strict=True) if stay)
         kept[name] = int(stays.sum())
         report(Progress(len(kept), len(SIDES), "sides"))
-    shutil.copy(Path(request.rows) / PROBES_FILE, request.folder)
+    for copied in (PROBES_FILE, GENERAL_FILE):
+        shutil.copy(Path(request.rows) / copied, request.folder)
     facts = parquet.read_table(Path(request.rows) / FACTS_FILE)
     stays = ~np.isin(np.arange(len(facts), dtype=np.uint64), dropped)
     parquet.write_table(facts.filter(pa.array(stays)), Path(request.folder) / FACTS_FILE)
     return kept
+
+
+def _write_general(folder: Path, examiner: Examiner, request: PrepareRows) -> None:
+    """Render the rows about what must not be forgotten, in the files' order."""
+    general = [file for file in request.files if file.side == "general"]
+    with (folder / GENERAL_FILE).open("wb") as out:
+        for shard in (shard for file in general for shard in _shards(file, request.shard_rows)):
+            for draft, _ in examiner.examine(Draft(row, "general") for row in read_shard(shard)):
+                out.write(rendered_line(_scored(draft), draft.row.conversation, draft.row.place))
+
+
+def _scored(draft: Draft) -> Example:
+    """The rendered row.
+
+    Raises:
+        DataFileError: It has none, or nothing of an answer is left in it.
+    """
+    problem = draft.problem or draft.roles_problem
+    if draft.example is None or not draft.example.supervised:
+        raise DataFileError(
+            f"{draft.row.place}: data.general: {problem or 'no answer is left within data.max_tokens'}. What must not "
+            "be forgotten is scored by its answers; mend or remove the row, or name files that are only not to be "
+            "trained on in data.holdout_against"
+        )
+    return draft.example
 
 
 def _write_probes(folder: Path, encode: Encode) -> None:

@@ -13,6 +13,7 @@ from merges import judge_merge
 from prepared import Adapter, describe, judged, pairs, render, request, train
 
 from checks import quality as quality_gate
+from loragate.answered import Answered
 from loragate.artifact_work import MergeAdapter
 from loragate.child import Progress, ignore
 from loragate.comparison import ComparePaired
@@ -319,7 +320,9 @@ def test_a_learning_rate_of_a_million_forgets_everything_which_the_quality_gate_
     before = heldout_rows(Model(base, str(straight.folder), dtype="float32"), rows)
     limits = QualityLimits()
     asked = ComparePaired(before, after, limits.max_perplexity_ratio, limits.alpha, limits.draws, seed=0)
-    verdict = quality_gate.judge(paired.compare(asked, ignore), (Answer("a", True),), adapter.trained, limits)
+    found, said = paired.compare(asked, ignore), Answered((Answer("a", True),), ("a",), ("",))
+    general = replace(found, ratio=1.0, low=1.0, high=1.0, p_value=0.0, limit=limits.max_general_ratio)
+    verdict = quality_gate.judge(found, general, said, adapter.trained, limits)
     assert verdict.status == "fail", verdict.sentence
     assert {f.rule for f in verdict.findings if not f.passed} == {"perplexity_ratio"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_quality import FOUR_ANSWERS, GOOD, TRAINED, between
+from test_quality import FOUR_ANSWERS, GENERAL, GOOD, TRAINED, answered, between
 
 from checks import quality
 from loragate.challenge import Against, Challenge, Side, Sliced, champions, comparison_name, looks, models_of
@@ -33,7 +33,7 @@ def sliced(name: str = "code", side: Side = "baseline", **changes: Any) -> Slice
 
 def judged(challenge: Challenge, **changes: Any) -> Verdict:
     base: Comparison = replace(GOOD, **{"alpha": 0.025} | changes)
-    return quality.judge(base, FOUR_ANSWERS, TRAINED, LIMITS, challenge)
+    return quality.judge(base, GENERAL, answered(FOUR_ANSWERS), TRAINED, LIMITS, challenge)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_worn_rows_say_how_many_looks_and_what_to_do() -> None:
     worn = Wear(number=18, looks=17, since="2026-11-01T00:00:00+00:00", alpha=0.05 / (18 * 19))
     found = judged(Challenge(wear=worn), alpha=worn.alpha, least_alpha=1.6e-4).findings[1]
     assert (found.rule, found.status) == ("heldout_wear", "error")
-    for part in ("look number 18", "17 earlier looks", "since 2026-11-01", "0.00016", "new files under data.heldout"):
+    for part in ("look number 18", "17 earlier looks", "since 2026-11-01", "0.00032", "new files under data.heldout"):
         assert part in found.detail
     assert judged(Challenge(wear=worn), alpha=worn.alpha, least_alpha=1.4e-4).findings[1].passed
 

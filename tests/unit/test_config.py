@@ -361,3 +361,26 @@ def test_every_key_of_training_changes_what_the_store_keeps_it_under(tmp_path: P
     kept = [json.dumps(section(load(written(tmp_path), [f"train.{c}"]).config, "train")) for c in ("seed=0", *changes)]
     assert len(set(kept)) == len(kept)
     assert json.loads(kept[changes.index("preset=mlx") + 1])["train"]["alpha"] == 160
+
+
+@pytest.mark.parametrize(
+    ("quality", "fault"),
+    [
+        ('{answer_regex: "("}', "gates.quality.answer_regex: ( is no regular expression"),
+        ("{answer_json_schema: {type: strng}}", "gates.quality.answer_json_schema: not a JSON schema: 'strng'"),
+        ('{answer_json_schema: {$ref: "http://a.b/c"}}', "http://a.b/c leads nowhere within the schema"),
+        ("{min_length_ratio: 4}", "gates.quality.min_length_ratio is 4, more than max_length_ratio = 3"),
+        (
+            "{answer_must_contain: [ab], answer_must_not_contain: [b]}",
+            "'ab' holds what answer_must_not_contain forbids",
+        ),
+        ("{canaries: [{prompt: Say  X, secret: say x}]}", "the prompt 'Say  X' must not hold its own secret"),
+        ("{canaries: [{prompt: a}]}", "gates.quality.canaries.0.secret: required, but missing"),
+        ("{canaries: [{prompt: a, secrt: b, secret: c}]}", 'unknown key (did you mean "secret"?)'),
+        ("{max_general_ratio: .nan}", "gates.quality.max_general_ratio"),
+    ],
+)
+def test_rules_about_answers_that_cannot_be_judged_are_refused(tmp_path: Path, quality: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(written(tmp_path, f"{SMALLEST}gates: {{quality: {quality}}}\n"))
+    assert fault in str(error.value)

@@ -262,10 +262,10 @@ def test_entry_says_weight_format_and_columns_of_its_files_and_the_later_one_cou
     assert (b.name, b.weight, b.format, b.columns) == ("b.jsonl", 0.5, "alpaca", (("output", "said"),))
 
 
-def test_protected_files_are_a_side_of_their_own(tmp_path: Path) -> None:
+def test_general_and_protected_files_are_sides_of_their_own(tmp_path: Path) -> None:
     a, b, c = touched(tmp_path, "a.jsonl", "b.jsonl", "c.jsonl")
     run = run_in(tmp_path, "a.jsonl", general=["b.jsonl"], holdout_against=["c.jsonl"])
-    assert (found(run), found(run, "protected")) == ([a], [b, c])
+    assert (found(run), found(run, "general"), found(run, "protected")) == ([a], [b], [c])
     with pytest.raises(DataFileError, match=r"data\.holdout_against: no file matches d\.jsonl"):
         data_files(run_in(tmp_path, "a.jsonl", holdout_against=["d.jsonl"]))
 

@@ -28,6 +28,7 @@ def refusing(verdict: Verdict) -> set[str]:
     return rules
 
 
+LOOPING = Answer("and so on " * 9, stopped=True)
 FOUR_ANSWERS = (STOPPED, STOPPED, STOPPED, RUNNING_ON)
 
 
@@ -207,7 +208,8 @@ def gguf_judged(hop: Hop | None = None, limits: GgufLimits | None = None, name: 
         ({"stop_id": 3}, {"stop_token_known"}),
         ({"taught_stops": ()}, {"taught_stops_end_answers"}),
         ({"taught_stops": (7, 9), "unknown_stops": (9,)}, {"taught_stops_end_answers"}),
-        ({"answers": ()}, {"stop_share"}),
+        ({"answers": ()}, {"stop_share", "loop_share"}),
+        ({"answers": (LOOPING,) * 2 + FOUR_ANSWERS}, {"loop_share"}),
         ({"answers": FOUR_ANSWERS[1:]}, {"stop_share"}),
         ({"tokens_per_second": NAN, "load_seconds": 1e9, "size_bytes": 10**15}, set()),
     ],

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from checks import quality
+from loragate.answered import Answered
 from loragate.comparison import Comparison
 from loragate.limits import QualityLimits
 from loragate.perplexity import Nll
 from loragate.record import CurvePoint
+from loragate.verdicts import Verdict
 from loragate.work import Answer, Trained
 
 NAN, INF = math.nan, math.inf
@@ -40,6 +42,20 @@ TRAINED = Trained(
     dtype="float32",
     resumed_from=0,
 )
+
+GENERAL = replace(GOOD, ratio=1.1, low=1.05, high=1.2, limit=QualityLimits().max_general_ratio)
+
+
+def answered(answers: tuple[Answer, ...]) -> Answered:
+    """Answers about which everything but their stops is fine."""
+    return Answered(answers, tuple(answer.text for answer in answers), ("",) * len(answers))
+
+
+def judged(
+    compared: Comparison, answers: tuple[Answer, ...], limits: QualityLimits, trained: Trained = TRAINED, **general: Any
+) -> Verdict:
+    """The verdict where general rows, training and everything about answers but their stops are fine."""
+    return quality.judge(compared, replace(GENERAL, **general), answered(answers), trained, limits)
 
 
 def between(low: float, ratio: float, high: float, **more: Any) -> dict[str, Any]:
@@ -71,7 +87,7 @@ def between(low: float, ratio: float, high: float, **more: Any) -> dict[str, Any
     ],
 )
 def test_quality_gate_judges_the_whole_interval(changes: dict[str, Any], status: str) -> None:
-    verdict = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits())
+    verdict = judged(replace(GOOD, **changes), FOUR_ANSWERS, QualityLimits())
     assert verdict.status == status
     assert verdict.refuses == (status != "pass")
     assert {f.rule for f in verdict.findings if not f.passed} == (set() if status == "pass" else {"perplexity_ratio"})
@@ -87,12 +103,13 @@ def test_quality_gate_judges_the_whole_interval(changes: dict[str, Any], status:
     ],
 )
 def test_quality_gate_fails(compared: dict[str, Any], answers: tuple[Answer, ...], rules: set[str]) -> None:
-    verdict = quality.judge(replace(GOOD, **compared), answers, TRAINED, QualityLimits())
-    assert ({f.rule for f in verdict.findings if not f.passed}, verdict.status) == (rules, "fail")
+    verdict = judged(replace(GOOD, **compared), answers, QualityLimits())
+    rules = rules if answers else rules | {"loop_share", "verbatim_share"}
+    assert ({f.rule for f in verdict.findings if f.status == "fail"}, verdict.status) == (rules, "fail")
 
 
 def test_a_failure_beside_too_little_evidence_is_called_a_failure() -> None:
-    verdict = quality.judge(replace(GOOD, high=1.2), (), TRAINED, QualityLimits())
+    verdict = judged(replace(GOOD, high=1.2), (), QualityLimits())
     assert verdict.status == "fail"
 
 
@@ -118,21 +135,21 @@ def test_a_failure_beside_too_little_evidence_is_called_a_failure() -> None:
 def test_quality_gate_says_the_bound_that_decides_the_limit_and_the_rows(
     changes: dict[str, Any], bounds: str, rows: str
 ) -> None:
-    found = quality.judge(replace(GOOD, **changes), FOUR_ANSWERS, TRAINED, QualityLimits()).findings[1]
+    found = judged(replace(GOOD, **changes), FOUR_ANSWERS, QualityLimits()).findings[1]
     said = f"perplexity 53.600 -> 19.000: the ratio is {bounds}, at most 1 x baseline allowed; {rows}"
     assert found.detail == said
 
 
 def test_quality_gate_puts_the_interval_beside_the_value() -> None:
-    found = quality.judge(GOOD, FOUR_ANSWERS, TRAINED, QualityLimits()).findings[1]
+    found = judged(GOOD, FOUR_ANSWERS, QualityLimits()).findings[1]
     assert (found.low, found.value, found.high, found.limit) == (0.31, 0.354, 0.41, 1.0)
 
 
 def test_quality_gate_obeys_its_limits() -> None:
     lenient = QualityLimits(max_perplexity_ratio=1.5, min_stop_share=0.5, alpha=0.1)
     worse = replace(GOOD, low=1.1, ratio=1.2, high=1.3, limit=1.5, alpha=0.1, p_value=0.001)
-    assert quality.judge(worse, (STOPPED, RUNNING_ON), TRAINED, lenient).status == "pass"
-    assert quality.judge(replace(worse, limit=1.0, alpha=0.05), FOUR_ANSWERS, TRAINED, QualityLimits()).status == "fail"
+    assert judged(worse, (STOPPED, RUNNING_ON), lenient).status == "pass"
+    assert judged(replace(worse, limit=1.0, alpha=0.05), FOUR_ANSWERS, QualityLimits()).status == "fail"
 
 
 @pytest.mark.parametrize(
@@ -166,5 +183,30 @@ def test_rows_needed_grow_with_the_square_of_what_is_asked_of_them(changes: dict
 )
 def test_saved_adapter_must_score_as_training_did(loss: float | None, dtype: str, passed: bool) -> None:
     trained = replace(TRAINED, curve=(replace(TRAINED.curve[0], step=2, heldout_loss=loss),), dtype=dtype)
-    found = quality.judge(GOOD, FOUR_ANSWERS, trained, QualityLimits()).findings
+    found = judged(GOOD, FOUR_ANSWERS, QualityLimits(), trained).findings
     assert {finding.rule: finding.passed for finding in found}["reloaded_as_trained"] == passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        (between(1.0, 1.5, 2.0), "pass"),
+        (between(1.0, 1.5, 2.1), "inconclusive"),
+        (between(2.1, 3.0, 4.0, p_value=1.0), "fail"),
+        (between(0.0, 1.5, INF, rows=1, shown_ratio=0.0), "inconclusive"),
+        (between(NAN, NAN, NAN, p_value=NAN, problem="no row was scored"), "error"),
+        ({"limit": 1.0}, "error"),
+    ],
+)
+def test_forgetting_is_judged_by_its_interval(changes: dict[str, Any], status: str) -> None:
+    limits = QualityLimits(max_general_ratio=2.0)
+    verdict = judged(GOOD, FOUR_ANSWERS, limits, **({"limit": 2.0} | changes))
+    assert verdict.status == status
+    assert {f.rule for f in verdict.findings if not f.passed} == (set() if status == "pass" else {"general_ratio"})
+
+
+def test_too_few_general_rows_are_told_apart_from_too_few_held_out() -> None:
+    few = between(0.0, 1.5, INF, rows=1, shown_ratio=0.0)
+    verdict = judged(GOOD, FOUR_ANSWERS, QualityLimits(), **few)
+    (said,) = (f.detail for f in verdict.findings if not f.passed)
+    assert said.endswith("1 row cannot tell, and nothing says how many would; name more in data.general")

@@ -1,0 +1,23 @@
+"""What a tuned model said when it was asked, and what that is judged by."""
+
+from dataclasses import dataclass
+
+from loragate.work import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Greedy answers of the tuned model.
+
+    Attributes:
+        answers: To the first held-out questions.
+        references: The held-out rows' own answers to the same questions.
+        verbatim: For each answer the passage that it shares with a training answer and with nothing that it was
+            given; empty where there is none.
+        canaries: Answers to the prompts of gates.quality.canaries, in their order.
+    """
+
+    answers: tuple[Answer, ...]
+    references: tuple[str, ...]
+    verbatim: tuple[str, ...]
+    canaries: tuple[Answer, ...] = ()

@@ -1,0 +1,48 @@
+"""Everyday questions and instructions, put to the base model where the run file names no rows about what it must keep.
+
+What matters is not whether they are answered well but that a change in how they are answered is seen: they ask for
+facts, arithmetic, code, advice, short texts and manners, in plain English, and belong to no benchmark.
+"""
+
+QUESTIONS: tuple[str, ...] = (
+    "Why is the sky blue during the day and red in the evening?",
+    "Write a short thank-you note to a neighbour who watered my plants.",
+    "A shirt costs 40 euros and is reduced by 15 percent. What does it cost now?",
+    "Explain to a ten-year-old what a volcano is.",
+    "Give me three ideas for a quick supper with eggs and tomatoes.",
+    "Write a Python function that returns the largest number in a list.",
+    "What is the difference between weather and climate?",
+    "Rewrite this sentence so that it sounds polite: Send me the report today.",
+    "Which continents does the equator cross?",
+    "How do I get a coffee stain out of a white shirt?",
+    "Tell me a very short story about a lost key.",
+    "What does a kidney do in the human body?",
+    "List five things to pack for a weekend in the mountains.",
+    "How many minutes are there in three and a half hours?",
+    "What were the main causes of the First World War?",
+    "Suggest a name for a small bakery and say why it fits.",
+    "What is a prime number? Give two examples.",
+    "Summarise in one sentence why people need sleep.",
+    "How does a bicycle stay upright while it moves?",
+    "Translate into Spanish: Where is the nearest train station?",
+    "I feel nervous before a job interview. What can I do?",
+    "What is inflation, and whom does it hurt most?",
+    "Write a four-line poem about autumn leaves.",
+    "How can I tell whether an egg is still fresh?",
+    "Name three large rivers of Africa.",
+    "Explain what an if statement does in a computer program.",
+    "What is the freezing point of water in Fahrenheit?",
+    "Give one argument for and one against working from home.",
+    "Who wrote the play Romeo and Juliet, and what is it about?",
+    "Write the subject line of an email that moves a meeting to Friday.",
+    "Why do leaves change their colour in autumn?",
+    "A train travels 180 kilometres in two hours. What is its average speed?",
+    "What should I do if I get lost while hiking?",
+    "Describe the taste of a lemon to somebody who has never had one.",
+    "What is the difference between a virus and a bacterium?",
+    "Correct the grammar: She don't have no time for reading books.",
+    "How do vaccines protect people from disease?",
+    "Write an SQL query that counts the rows of a table named orders.",
+    "What makes a good friend?",
+    "Say good morning, and ask me how my day has been.",
+)

@@ -33,7 +33,7 @@ def data_gate(attempt: Attempt, rows: Rows) -> Rows:
 
 @task(name="plan gate", **STEP)
 def plan_gate(attempt: Attempt, planned: Plan) -> Plan:
-    """Refuse a training that cannot work as the run file describes it; warn of what is odd about it; return the plan."""
+    """Refuse a training that cannot work as the run file describes it; warn of what is odd; return the plan."""
     settle(attempt, plan.judge(attempt.config.train, planned, attempt.config.gates.plan))
     return planned
 

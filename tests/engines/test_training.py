@@ -240,7 +240,7 @@ def test_layers_computed_again_change_nothing(base: Base, rows: Path, tmp_path: 
         again = training.train(replace(request(base, rows, folder, settings(**keys)), checkpointing=True), ignore)
         assert "gradient checkpointing" in again.ways
         assert again.curve == kept.trained.curve
-        assert Adapter(again, folder / "adapter", folder / "scratch").weights == kept.weights
+        assert Adapter(again, folder / "adapter", folder / "scratch", kept.settings).weights == kept.weights
 
 
 def test_training_ends_where_the_held_out_loss_has_not_fallen_for_long(base: Base, tmp_path: Path) -> None:

@@ -74,13 +74,13 @@ def test_worn_rows_say_how_many_looks_and_what_to_do() -> None:
     assert (found.rule, found.status) == ("heldout_wear", "error")
     for part in ("look number 18", "17 earlier looks", "since 2026-11-01", "0.00032", "new files under data.heldout"):
         assert part in found.detail
-    assert judged(Challenge(wear=worn), alpha=worn.alpha, least_alpha=1.4e-4).findings[1].passed
+    assert judged(Challenge(wear=worn), alpha=worn.alpha, least_alpha=0.7e-4).findings[1].passed
 
 
 def test_holm_asks_more_of_the_draws_where_a_champion_is_judged_too() -> None:
     worn = Wear(number=18, looks=17, since="2026-11-01", alpha=0.05 / (18 * 19))
-    challenge = Challenge(against(alpha=worn.alpha, least_alpha=1.4e-4), wear=worn)
-    assert not judged(challenge, alpha=worn.alpha, least_alpha=1.4e-4).findings[1].passed
+    challenge = Challenge(against(alpha=worn.alpha, least_alpha=0.7e-4), wear=worn)
+    assert not judged(challenge, alpha=worn.alpha, least_alpha=0.7e-4).findings[1].passed
 
 
 def test_base_and_champion_share_the_look_s_alpha() -> None:

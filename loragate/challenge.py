@@ -9,6 +9,7 @@ from loragate.record import AttemptRecord
 from loragate.wear import Look, Wear
 
 CHAMPION: Final = "champion"
+GENERAL: Final = "general"
 Side = Literal["baseline", "champion"]
 """What a tuned model is compared with."""
 
@@ -75,6 +76,8 @@ def models_of(name: str, over: str = "/") -> str:
     """Say which models a comparison on record is about, one over the other, and on which rows."""
     if name == CHAMPION:
         return f"tuned {over} champion"
+    if name == GENERAL:
+        return f"tuned {over} baseline on general rows"
     before, found, slice_name = name.partition("slice/")
     if not found:
         return f"{name} {over} baseline"

@@ -23,7 +23,7 @@ def compare_rows(attempt: Attempt, name: str, baseline: Measurement, other: Meas
     limits, seed = attempt.config.gates.quality, attempt.config.train.seed
     request = ComparePaired(baseline.rows, other.rows, limit, limits.alpha, limits.draws, seed)
     steps = recipe(
-        "paired",
+        f"paired_{name}",
         {"before": _digest(baseline.rows), "after": _digest(other.rows)},
         code=("loragate.comparison", "loragate.engines.paired", "loragate.perplexity"),
         libraries=("numpy",),

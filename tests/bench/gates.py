@@ -3,7 +3,7 @@
     .venv/bin/python tests/bench/gates.py --rows 10000 > tests/bench/results/DATE-gates.md
 
 One `loragate release` of SmolLM2-135M on made-up rows (`rows.py`), a tenth of them held out; the seconds of its steps
-are those on the attempt's record. A gate's cost is everything that is done for it alone: measuring, sampling, comparing,
+are those on the attempt's record. A gate's cost is everything that is done for it alone: measuring, sampling, judging,
 probing. What training needs anyway (fetching the base, rendering rows, merging, exporting) is no gate's. All of it, and
 training itself, grows with the rows, but for loading models and sampling a fixed number of answers: with more rows a
 share becomes smaller, with fewer larger.

@@ -80,7 +80,7 @@ def test_results_and_data_docs_are_left_as_evidence(clean: Path, tmp_path: Path)
     for side in ("train", "heldout"):
         results = json.loads((tmp_path / "gx" / f"results_{side}.json").read_text(encoding="utf-8"))
         assert results["success"] is True
-        assert results["statistics"]["evaluated_expectations"] == {"train": 21, "heldout": 19}[side]
+        assert results["statistics"]["evaluated_expectations"] == {"train": 22, "heldout": 19}[side]
     docs = tmp_path / "gx" / "gx" / "uncommitted" / "data_docs" / "local_site"
     assert (docs / "index.html").is_file()
     assert len(list((docs / "validations").rglob("*.html"))) == 2

@@ -100,7 +100,8 @@ def test_mean_log_ratio_on_drawn_answers_is_the_divergence(base: Base, tmp_path:
     question = QUESTIONS[0]
     rows = drawn(models[0], tmp_path / "drawn", questions=(question,) * 400, tokens=1)
     before, after = (
-        measure(MeasureModel(Model(m, dtype="float32"), str(rows), (), 1, 4096), ignore).rows for m in models
+        measure(MeasureModel(Model(m, dtype="float32"), str(rows), (), 1, 4096, str(tmp_path), {}), ignore).rows
+        for m in models
     )
     log_ratios = torch.tensor([a.nats - b.nats for b, a in zip(before, after, strict=True)], dtype=torch.float64)
     log_p_V, log_q_V = (first_log_p(model, question) for model in models)

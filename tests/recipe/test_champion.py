@@ -93,7 +93,8 @@ def test_first_release_has_no_champion_to_beat_and_says_so(first: Done) -> None:
     assert findings["champion_ratio"]["passed"]
     assert "no release of this model is champion yet" in findings["champion_ratio"]["detail"]
     assert "look number 1 at these held-out rows has alpha 0.025 of 0.05" in findings["heldout_wear"]["detail"]
-    assert set(first.json["comparisons"]) == {"tuned", f"slice/{COMMON}", f"slice/{RARE}"}
+    judged = {"tuned", "general", f"slice/{COMMON}", f"slice/{RARE}"}
+    assert set(first.json["comparisons"]) == judged | {"merged", "gguf_q8_0"}
     assert first.json["comparisons"]["tuned"]["alpha"] == 0.025
     assert [first.json["comparisons"][f"slice/{name}"]["rows"] for name in (COMMON, RARE)] == [60, 20]
 

@@ -91,6 +91,10 @@ def loragate(*arguments: str, cwd: Path, **more: str) -> Done:
     return run([program("loragate"), *arguments], cwd, **more)
 
 
+GENERAL = [{"prompt": f"How many legs have {n} cats?", "completion": f"They have {4 * n} legs."} for n in range(2, 12)]
+"""Rows of data.general: drawing answers from the base for each release would take longer than the rest of it."""
+
+
 def write_run(folder: Path, model: Path, **sections: dict[str, object]) -> Path:
     """Write rows and a run file on the tiny model with a home of its own; it passes every gate.
 
@@ -98,9 +102,15 @@ def write_run(folder: Path, model: Path, **sections: dict[str, object]) -> Path:
     """
     write_jsonl(folder / "train.jsonl", pairs(24))
     write_jsonl(folder / "heldout.jsonl", pairs(12, start=100))
+    write_jsonl(folder / "general.jsonl", GENERAL)
     content: dict[str, dict[str, object]] = {
         "base_model": {"source": str(model)},
-        "data": {"train": ["train.jsonl"], "heldout": ["heldout.jsonl"], "max_tokens": 96},
+        "data": {
+            "train": ["train.jsonl"],
+            "heldout": ["heldout.jsonl"],
+            "general": ["general.jsonl"],
+            "max_tokens": 96,
+        },
         "train": {"learning_rate": 5e-3, "epochs": 2, "checkpoint_steps": 2, "batch_size": 4, "dtype": "float32"},
         "gates": {
             "quality": {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0},

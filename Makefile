@@ -28,7 +28,7 @@ demo: setup .venv/.model ## train, judge and release a small model on this machi
 	$(IN)/loragate release deployments/runs/demo.yaml
 
 test: setup .venv/.model ## run every test that needs no GPU, in two processes
-	@$(MAKE) -s --no-print-directory -j2 --output-sync=line .roads .rest
+	@$(MAKE) -s --no-print-directory -j2 .roads .rest
 
 # Halves that take about as long: whole roads wait for servers and converters, the others compute.
 LONG_ROADS := tests/recipe/test_champion.py tests/recipe/test_sabotage.py

@@ -198,7 +198,8 @@ def refused(shared: Shared, tmp_path_factory: pytest.TempPathFactory, tiny_model
     """A release whose learning rate breaks the model."""
     folder = tmp_path_factory.mktemp("refused")
     write_run(folder, tiny_model)
-    arguments = ("release", "run.yaml", "--json", "--set", "train.learning_rate=100", "--home", str(shared.home))
+    rate = ("--set", "train.learning_rate=100", "--set", "gates.plan.max_usable_rate=100")
+    arguments = ("release", "run.yaml", "--json", *rate, "--home", str(shared.home))
     return loragate(*arguments, cwd=folder, PREFECT_API_URL=shared.api)
 
 

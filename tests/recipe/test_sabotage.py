@@ -30,8 +30,7 @@ STRICT = {
 }
 """A random model predicts next to nothing: what is planted into it moves little."""
 HARMLESS = {"shuffled-answers"}
-"""What a random model cannot be spoilt by: it learns the form that all answers have, and not which one belongs where.
-The demo's model is (tests/bench/results/2026-11-26-sabotage.md)."""
+"""What a random model cannot be spoilt by: it learns the form that all answers have, not which one belongs where."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The GGUF gate: whether the exported file, in the runtime that serves it, is the model that was merged."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from checks.answers import loop_share, stop_share
@@ -116,21 +117,17 @@ def _not_better(hop: Hop, limits: GgufLimits) -> Finding:
 def _cost(evidence: GgufEvidence, limits: GgufLimits) -> list[Finding]:
     """Size and speed: always on record, judged where the run file sets a limit, since they depend on the machine."""
     size, load, speed = evidence.size_bytes / GIGABYTE, evidence.load_seconds, evidence.tokens_per_second
-    found = [
-        at_most("size", size, _or(limits.max_gigabytes, math.inf), "size in gigabytes"),
-        at_most("load_time", load, _or(limits.max_load_seconds, math.inf), "load time in seconds"),
-        at_least("speed", speed, _or(limits.min_tokens_per_second, 0.0), "tokens per second of greedy answers"),
-    ]
-    limited = (limits.max_gigabytes, limits.max_load_seconds, limits.min_tokens_per_second)
     return [
-        finding if limit is not None else replace(finding, passed=True, detail=_unlimited(finding), limit=None)
-        for finding, limit in zip(found, limited, strict=True)
+        _limited(at_most, "size", size, limits.max_gigabytes, "size in gigabytes"),
+        _limited(at_most, "load_time", load, limits.max_load_seconds, "load time in seconds"),
+        _limited(at_least, "speed", speed, limits.min_tokens_per_second, "tokens per second of greedy answers"),
     ]
 
 
-def _or(limit: float | None, otherwise: float) -> float:
-    return otherwise if limit is None else limit
-
-
-def _unlimited(finding: Finding) -> str:
-    return f"{finding.detail.rpartition(', ')[0]}, not limited"
+def _limited(
+    judged: Callable[[str, float, float, str], Finding], rule: str, value: float, limit: float | None, what: str
+) -> Finding:
+    """Judge a number where there is a limit; say it where there is none."""
+    if limit is None:
+        return Finding(rule, True, f"{what} is {value:.4g}, not limited", value=value)
+    return judged(rule, value, limit, what)

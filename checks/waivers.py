@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 
-from loragate.verdicts import REFUSING, Finding, Verdict, conclude
+from loragate.verdicts import Finding, Verdict, conclude
 from loragate.waivers import Ignored, Review, WaiverFile, rule_name, why_not_until, why_not_waivable
 
 
@@ -34,7 +34,7 @@ def judge(verdict: Verdict, files: Sequence[WaiverFile], case: Case) -> tuple[Ve
     """Return the verdict with the waivers that count, and what was made of each file."""
     if not verdict.refuses:
         return verdict, Review(case.candidate, signers=len(case.signers))
-    refusing = {rule_name(verdict.gate, finding): finding for finding in verdict.findings if refuses(finding)}
+    refusing = {rule_name(verdict.gate, finding): finding for finding in verdict.findings if finding.refuses}
     honoured: dict[str, WaiverFile] = {}
     ignored = []
     for file in files:
@@ -48,14 +48,9 @@ def judge(verdict: Verdict, files: Sequence[WaiverFile], case: Case) -> tuple[Ve
     return (conclude(verdict.gate, findings) if honoured else verdict), review
 
 
-def refuses(finding: Finding) -> bool:
-    """Whether a finding alone stops a release."""
-    return finding.status in REFUSING
-
-
 def waivable(verdict: Verdict) -> tuple[str, ...]:
     """Names of the rules that refuse and may be waived."""
-    left = (f for f in verdict.findings if refuses(f) and not why_not_waivable(f))
+    left = (f for f in verdict.findings if f.refuses and not why_not_waivable(f))
     return tuple(rule_name(verdict.gate, finding) for finding in left)
 
 

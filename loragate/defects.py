@@ -4,6 +4,7 @@ They are mistakes that were made in the field, each planted alone into a copy of
 that lets its defect through is a gate that says less than it seems to.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -120,9 +121,7 @@ CATALOGUE = (
         "merge",
         "raise gates.merge.min_kl_from_base",
     ),
-    Defect(
-        "merged-twice", "the adapter is merged twice", "merge", "merge", "lower gates.merge.max_kl_float32 or _bfloat16"
-    ),
+    Defect("merged-twice", "the adapter is merged twice", "merge", "merge", MERGE_LIMIT),
     Defect(
         "wrong-base",
         "the adapter is merged into other weights than it was trained on",
@@ -218,24 +217,21 @@ class Planted:
 
 
 def outcome(defect: Defect, gate: str) -> Status:
-    """Say what a refusal by this gate makes of a defect; no gate is none."""
-    if not gate:
-        return "survived"
+    """Say what a refusal by this gate makes of a defect."""
     return "caught" if gate.partition("_")[0] == defect.gate else "elsewhere"
 
 
-def kill_score(planted: Sequence[Planted]) -> float:
-    """Share of the defects that could be planted which the right gate caught; NaN where none could."""
-    counted = [each for each in planted if each.status != "not applicable"]
-    return sum(each.status == "caught" for each in counted) / len(counted) if counted else float("nan")
-
-
 def tally(planted: Sequence[Planted]) -> dict[str, object]:
-    """The object that `sabotage --json` prints: the command line's contract."""
-    advice = {defect.name: defect for defect in CATALOGUE}
+    """The object that `sabotage --json` prints: the command line's contract.
+
+    The kill score is the share of the defects that could be planted which the right gate caught; NaN where none could.
+    """
+    expected = {defect.name: defect.gate for defect in CATALOGUE}
+    counted = sum(each.status != "not applicable" for each in planted)
+    caught = sum(each.status == "caught" for each in planted)
     return {
-        "score": kill_score(planted),
-        "planted": sum(each.status != "not applicable" for each in planted),
-        "caught": sum(each.status == "caught" for each in planted),
-        "defects": [asdict(each) | {"expected": advice[each.defect].gate} for each in planted],
+        "score": caught / counted if counted else math.nan,
+        "planted": counted,
+        "caught": caught,
+        "defects": [asdict(each) | {"expected": expected[each.defect]} for each in planted],
     }

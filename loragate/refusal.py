@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loragate.challenge import CHAMPION
 from loragate.record import AttemptRecord
-from loragate.verdicts import REFUSING, Finding
+from loragate.verdicts import Finding
 from loragate.worst_rows import WorstRow, beginning
 
 
@@ -48,7 +48,7 @@ def causes(record: AttemptRecord) -> tuple[Cause, ...]:
         _cause(record, verdict.gate, finding)
         for verdict in record.verdicts
         for finding in verdict.findings
-        if finding.status in REFUSING or finding.status == "waived"
+        if finding.refuses or finding.status == "waived"
     ]
     return tuple(sorted(found, key=lambda cause: cause.finding.status == "waived"))
 

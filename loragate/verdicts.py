@@ -60,6 +60,11 @@ class Finding:
         return "warn" if self.severity == "warn" else statuses[self.evidence]
 
     @property
+    def refuses(self) -> bool:
+        """Whether this finding alone stops a release."""
+        return self.status in REFUSING
+
+    @property
     def statement(self) -> str:
         """The detail without the examples."""
         return self.detail.partition(f": {self.examples[0]}")[0] if self.examples else self.detail
@@ -81,7 +86,7 @@ class Verdict:
     @property
     def reasons(self) -> tuple[str, ...]:
         """The details of the findings that refuse, in order."""
-        return tuple(f"{f.rule}: {f.detail}" for f in self.findings if f.status in REFUSING)
+        return tuple(f"{f.rule}: {f.detail}" for f in self.findings if f.refuses)
 
     @property
     def waived(self) -> tuple[str, ...]:

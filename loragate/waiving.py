@@ -13,7 +13,7 @@ from loragate.listing import pick
 from loragate.record import AttemptRecord
 from loragate.refs import digest_text
 from loragate.store import write_atomically
-from loragate.verdicts import REFUSING, Finding
+from loragate.verdicts import Finding
 from loragate.waivers import SIGNATURE, Waiver, rule_name, why_not_until, why_not_waivable
 
 
@@ -95,7 +95,7 @@ def _refusing(record: AttemptRecord, rule: str) -> tuple[Finding, str]:
         rule_name(verdict.gate, finding): (finding, record.waivers[verdict.gate].candidate)
         for verdict in record.verdicts
         for finding in verdict.findings
-        if finding.status in REFUSING and verdict.gate in record.waivers
+        if finding.refuses and verdict.gate in record.waivers
     }
     if record.outcome != "refused" or rule not in refusing:
         by = f"it was refused by {', '.join(refusing)}" if refusing else f"its end is: {record.outcome}"

@@ -3,7 +3,7 @@
 Paths are absolute strings; a request says everything its engine needs, so an engine reads no configuration.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import JsonValue as Json
@@ -91,6 +91,7 @@ class MeasureModel:
         forward_tokens: Most token slots in one forward pass.
         folder: Where its predictions go.
         against: Folders with the predictions that its own are held against, by the names of their models.
+        keeps: Whether it keeps predictions and holds them against others'; they take a pass of their own.
     """
 
     model: Model
@@ -98,8 +99,9 @@ class MeasureModel:
     questions: tuple[Conversation, ...]
     answer_tokens: int
     forward_tokens: int
-    folder: str
-    against: dict[str, str]
+    folder: str = ""
+    against: dict[str, str] = field(default_factory=dict)
+    keeps: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from loragate.attempt import Attempt
 from loragate.config import load, plain
 from loragate.environment import describe
 from loragate.errors import ConfigError, GateRefusedError
-from loragate.home import Kind, find_home
+from loragate.home import find_home
 from loragate.record import Closed, Opened, now
 from loragate.store import locked, write_atomically
 
@@ -48,9 +48,9 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
     try:
         yield attempt
     except GateRefusedError as refusal:
-        close(attempt, Closed("refused", str(refusal), now()), "checks")
+        close(attempt, Closed("refused", str(refusal), now()))
         raise
-    close(attempt, Closed("passed", "the data gate and the plan gate passed", now()), "checks")
+    close(attempt, Closed("passed", "the data gate and the plan gate passed", now()))
 
 
 def opened(attempt: Attempt) -> None:
@@ -77,10 +77,10 @@ def end(attempt: Attempt, closed: Closed) -> None:
             tracking.close_run(attempt, attempt.journal.read())
 
 
-def close(attempt: Attempt, closed: Closed, kind: Kind = "record") -> None:
+def close(attempt: Attempt, closed: Closed) -> None:
     """Write the last line of the journal, and the report made from it."""
     from loragate.engines import report
 
     attempt.note("closed", "", closed)
-    page = report.render_report(attempt.journal.read(), kind)
-    write_atomically(attempt.home.report(attempt.id, kind), page)
+    page = report.render_report(attempt.journal.read(), attempt.kind)
+    write_atomically(attempt.home.report(attempt.id, attempt.kind), page)

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 from prefect import task
 
@@ -11,8 +10,8 @@ from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
 from loragate.record import Sample
 from loragate.refs import Ref, digest_text
 from loragate.rows import Conversation, Message
-from loragate.work import Answer, FindVerbatim, Measured, MeasureModel
-from tasks.measure_model import PASSES, SCORING
+from loragate.work import Answer, FindVerbatim, MeasureModel
+from tasks.measure_model import score
 from tasks.models import adapted, first_questions, first_references
 from tasks.policies import STEP
 from tasks.worst_rows import worst_rows
@@ -74,21 +73,5 @@ def _canaries(attempt: Attempt, base: FetchedBase, adapter: Ref) -> tuple[Answer
     model, tokens = adapted(attempt, base, adapter.path), attempt.config.train.most_tokens
     prompts = tuple(canary.prompt for canary in limits.canaries)
     questions = tuple(Conversation((Message("user", prompt),)) for prompt in prompts)
-    steps = recipe(
-        "canaries",
-        {"base": base.digest, "weights": adapter.digest},
-        code=(*PASSES, *SCORING),
-        libraries=("torch", "transformers", "peft"),
-        settings={
-            "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
-            "dtype": model.dtype,
-            "prompts": prompts,
-            "answer_tokens": limits.sample_tokens,
-        },
-    )
-
-    def make(folder: Path) -> object:
-        request = MeasureModel(model, os.devnull, questions, limits.sample_tokens, tokens, str(folder), {})
-        return attempt.call("loragate.engines.scoring:measure", request)
-
-    return attempt.build(steps, Measured, make)[1].answers
+    request = MeasureModel(model, os.devnull, questions, limits.sample_tokens, tokens, keeps=False)
+    return score(attempt, "canaries", request, {"base": base.digest, "weights": adapter.digest}).answers

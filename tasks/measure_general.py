@@ -9,9 +9,9 @@ from loragate.comparison import Comparison
 from loragate.general_questions import QUESTIONS
 from loragate.record import GENERAL
 from loragate.refs import Ref, digest_file
-from loragate.work import DrawAnswers, Measured, MeasureModel, Model
+from loragate.work import DrawAnswers, MeasureModel, Model
 from tasks.compare_models import compare_models
-from tasks.measure_model import PASSES, SCORING
+from tasks.measure_model import PASSES, score
 from tasks.models import adapted
 from tasks.policies import STEP
 
@@ -53,24 +53,7 @@ def _general_rows(attempt: Attempt, base: FetchedBase, rows: Rows) -> Ref:
 
 
 def _measured(attempt: Attempt, name: str, model: Model, general: Ref, inputs: dict[str, str]) -> Measurement:
-    tokens = attempt.config.train.most_tokens
-    steps = recipe(
-        f"{GENERAL}{name}",
-        {"general": general.digest, **inputs},
-        code=(*PASSES, *SCORING),
-        libraries=LIBRARIES,
-        settings={
-            "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
-            "dtype": model.dtype,
-            "forward_tokens": tokens,
-        },
-    )
-
-    def make(folder: Path) -> object:
-        request = MeasureModel(model, general.path, (), 1, tokens, str(folder), {})
-        return attempt.call("loragate.engines.scoring:measure", request)
-
-    stored, measured = attempt.build(steps, Measured, make)
-    measurement = Measurement(steps.step, measured.rows, (), stored.ref.path, stored.ref.digest, {})
-    attempt.note("rung", steps.step, measurement.rung())
+    request = MeasureModel(model, general.path, (), 1, attempt.config.train.most_tokens, keeps=False)
+    measurement = score(attempt, f"{GENERAL}{name}", request, {"general": general.digest, **inputs})
+    attempt.note("rung", measurement.name, measurement.rung())
     return measurement

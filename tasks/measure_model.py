@@ -1,12 +1,16 @@
 """Measure a model on the held-out rows: perplexity sums per row, and greedy answers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import task
 
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
-from loragate.refs import Ref
+from loragate.challenge import CHAMPION
+from loragate.record import as_plain
+from loragate.refs import Ref, digest_text
 from loragate.work import Measured, MeasureModel
 from tasks.models import adapted, first_questions, merged_model
 from tasks.policies import STEP
@@ -16,8 +20,6 @@ PASSES = tuple(
     for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
 )
 """Modules that decide how rows go through a model."""
-SCORING = ("loragate.engines.predictions", "loragate.engines.scoring", "loragate.ladder")
-"""Modules that decide what is measured of it."""
 
 
 @task(name="measure model", task_run_name="measure {name}", **STEP)
@@ -34,40 +36,47 @@ def measure_model(
 
     Its predictions are held against those of other models, of which the last is the one that it was made from.
     """
-    is_merged = name in ("merged", "champion")
+    is_merged = name in ("merged", CHAMPION)
     path = weights.path if weights else None
     model = merged_model(attempt, base, path) if is_merged and path else adapted(attempt, base, path)
-    limits = attempt.config.gates.quality
+    limits, train = attempt.config.gates.quality, attempt.config.train
     questions = () if is_merged else first_questions(rows, limits.num_samples)
+    request = MeasureModel(
+        model,
+        rows.file("heldout.jsonl"),
+        questions,
+        limits.sample_tokens,
+        train.most_tokens,
+        against={other.name: other.folder for other in against},
+        keeps=name != CHAMPION,
+    )
+    inputs = {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""}
+    inputs |= {f"against {other.name}": other.digest for other in against}
+    measurement = score(attempt, name, request, inputs)
+    attempt.note("rung", name, measurement.rung(against[-1] if against else None))
+    return measurement
+
+
+def score(attempt: Attempt, step: str, request: MeasureModel, inputs: Mapping[str, str]) -> Measurement:
+    """Have a model scored and asked; the step's folder is the request's."""
+    model = request.model
     steps = recipe(
-        name,
-        {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""}
-        | {f"against {other.name}": other.digest for other in against},
-        code=(*PASSES, *SCORING),
+        step,
+        inputs,
+        code=(*PASSES, "loragate.engines.predictions", "loragate.engines.scoring", "loragate.ladder"),
         libraries=("torch", "transformers", "peft"),
         settings={
             "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
             "dtype": model.dtype,
-            "samples": len(questions),
-            "answer_tokens": limits.sample_tokens,
-            "forward_tokens": attempt.config.train.most_tokens,
+            "questions": digest_text(json.dumps(as_plain(request.questions))),
+            "answer_tokens": request.answer_tokens,
+            "forward_tokens": request.forward_tokens,
         },
     )
 
     def make(folder: Path) -> object:
-        request = MeasureModel(
-            model,
-            rows.file("heldout.jsonl"),
-            questions,
-            limits.sample_tokens,
-            attempt.config.train.most_tokens,
-            str(folder),
-            {other.name: other.folder for other in against},
-        )
-        return attempt.call("loragate.engines.scoring:measure", request)
+        return attempt.call("loragate.engines.scoring:measure", replace(request, folder=str(folder)))
 
     stored, measured = attempt.build(steps, Measured, make)
     ref = stored.ref
-    measurement = Measurement(name, measured.rows, measured.answers, ref.path, ref.digest, measured.divergences)
-    attempt.note("rung", name, measurement.rung(against[-1] if against else None))
-    return measurement
+    return Measurement(step, measured.rows, measured.answers, ref.path, ref.digest, measured.divergences)

@@ -108,8 +108,8 @@ class SabotagedAttempt(Attempt):
             changed["data"] = config.data.model_copy(update=named)
         else:
             self.plant(self.scratch / "base")
-            source = BaseModelSource(source=str(self.scratch / "base"))
-            changed["base_model"] = source.model_copy(update={"trust_remote_code": config.base_model.trust_remote_code})
+            trusted = config.base_model.trust_remote_code
+            changed["base_model"] = BaseModelSource(source=str(self.scratch / "base"), trust_remote_code=trusted)
         self.run = RunFile(self.run.path, config.model_copy(update=changed))
 
     def clear(self) -> None:
@@ -161,32 +161,31 @@ def planted(attempt: Attempt, defect: Defect, sound: Sound, without: Sequence[st
     """Plant a defect while the context lasts, and put on record what became of it."""
     sabotaged = SabotagedAttempt(attempt, defect, sound, without)
     started, told, narration.quiet = time.monotonic(), narration.quiet, True
-    said = "every gate let it pass"
+    ending: Exception | None = None
     try:
         if defect.place == "run":
             sabotaged.alter_run()
         opened(sabotaged)
         yield sabotaged
     except (GateRefusedError, StepError, NotApplicableError) as error:
-        said = str(error)
-        found = _judged(sabotaged, error, time.monotonic() - started)
-    else:
-        found = Planted(defect.name, "survived", "", (), said, time.monotonic() - started)
+        ending = error
     finally:
         narration.quiet = told
         sabotaged.clear()
-    sabotaged.found = found
+    found = sabotaged.found = _judged(sabotaged, ending, time.monotonic() - started)
     attempt.note("planted", defect.name, found)
     by = f" by the {found.gate} gate" if found.gate else ""
     tell(f"{defect.name:>22}  {found.status.upper()}{by}: {', '.join(found.rules) or found.said}")
 
 
-def _judged(sabotaged: SabotagedAttempt, error: Exception, seconds: float) -> Planted:
-    """What a refusal, a step that failed, or a defect that cannot be planted makes of a defect."""
+def _judged(sabotaged: SabotagedAttempt, ending: Exception | None, seconds: float) -> Planted:
+    """What a refusal, a step that failed, a defect that cannot be planted, or none of these makes of a defect."""
     defect, verdict = sabotaged.defect, sabotaged.ended
-    if isinstance(error, NotApplicableError):
-        return Planted(defect.name, "not applicable", "", (), str(error), seconds)
+    if ending is None:
+        return Planted(defect.name, "survived", "", (), "every gate let it pass", seconds)
+    if isinstance(ending, NotApplicableError):
+        return Planted(defect.name, "not applicable", "", (), str(ending), seconds)
     if verdict is None:  # a step could not even read it
-        return Planted(defect.name, outcome(defect, defect.gate), defect.gate, ("readable",), str(error), seconds)
-    rules = tuple(f.rule for f in verdict.findings if not f.passed and f.severity == "refuse")
-    return Planted(defect.name, outcome(defect, verdict.gate), verdict.gate, rules, str(error), seconds)
+        return Planted(defect.name, "caught", defect.gate, ("readable",), str(ending), seconds)
+    rules = tuple(finding.rule for finding in verdict.findings if finding.refuses)
+    return Planted(defect.name, outcome(defect, verdict.gate), verdict.gate, rules, str(ending), seconds)

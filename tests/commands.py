@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from qa_pairs import pairs, write_jsonl
+
+from loragate.home import Home
+from loragate.orchestrator import prefect_server, prepare_environment
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -187,6 +191,18 @@ def serving(command: Sequence[str], health: str, cwd: Path, **more: str) -> Iter
         wait_until(lambda: process.poll() is not None or answers(health), 180, f"an answer of {health}")
         assert process.poll() is None, log.read_text(encoding="utf-8")
         yield
+
+
+@contextmanager
+def prefect_for(root: Path) -> Iterator[str]:
+    """Set up a home as the command does and run a Prefect server for it while the context lasts; yields its address."""
+    home = Home(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_HOME", str(home.prefect))
+        prepare_environment(home, verbose=False)
+        with prefect_server(home) as ready:
+            yield ready()
 
 
 def answers(url: str) -> bool:

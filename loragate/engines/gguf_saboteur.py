@@ -1,17 +1,17 @@
 """Defects in a GGUF file, planted into a copy of its own bytes."""
 
-import ctypes
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 
 from loragate.child import Report
-from loragate.errors import NotApplicableError, StepError
+from loragate.engines.llama import QUANTIZATIONS, quantise
+from loragate.errors import NotApplicableError
 from loragate.work import PlantDefect
 
 SAME_LENGTH = 5
@@ -49,9 +49,7 @@ def _chosen(folder: Path, quantization: str) -> Path:
 def _own(path: Path) -> None:
     """Give a linked file bytes of its own."""
     copy = path.with_suffix(".own")
-    with path.open("rb") as source, copy.open("wb") as target:
-        while block := source.read(1 << 24):
-            target.write(block)
+    shutil.copyfile(path, copy)
     copy.replace(path)
 
 
@@ -96,13 +94,8 @@ def _truncate(path: Path, _: random.Random) -> None:
 
 
 def _requantise(path: Path, _: random.Random) -> None:
-    settings = llama_cpp.llama_model_quantize_default_params()
-    settings.allow_requantize = True
-    four = "q4_k" in path.stem
-    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0 if four else llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
     made = path.with_suffix(".other")
-    if llama_cpp.llama_model_quantize(str(path).encode(), str(made).encode(), ctypes.byref(settings)):
-        raise StepError(f"llama.cpp could not quantise {path.name}")
+    quantise(path, made, QUANTIZATIONS["q8_0" if "q4_k" in path.stem else "q4_k_m"], again=True)
     made.replace(path)
 
 

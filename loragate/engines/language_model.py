@@ -321,3 +321,8 @@ def supervised_logits(
     hidden_BTD = inner.base_model(**asked, use_cache=False).last_hidden_state
     logits_NV: torch.Tensor = inner.get_output_embeddings()(hidden_BTD[predicts_BT])
     return logits_NV
+
+
+def log_probabilities(model: Any, batch: Sequence[Example]) -> torch.Tensor:
+    """Ln p over the vocabulary at each supervised position: [N, V], float32."""
+    return torch.log_softmax(supervised_logits(model, *padded(batch)).float(), dim=-1)

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def export(request: ExportGguf, report: Report) -> dict[str, str]:
     for done, quantization in enumerate(request.quantizations, start=2):
         path = folder / f"model-{quantization}.gguf"
         if quantization != "f16":
-            _quantise(f16, path, QUANTIZATIONS[quantization])
+            quantise(f16, path, QUANTIZATIONS[quantization])
         names[quantization] = path.name
         report(Progress(done, len(request.quantizations) + 1, "files"))
     if "f16" not in request.quantizations:
@@ -67,8 +67,14 @@ def _convert(merged: str, to: Path) -> None:
     log.unlink()
 
 
-def _quantise(source: Path, to: Path, kind: int) -> None:
+def quantise(source: Path, to: Path, kind: int, *, again: bool = False) -> None:
+    """Write a file in another number format; `again` allows a source that is quantised itself.
+
+    Raises:
+        StepError: llama.cpp did not.
+    """
     settings = llama_cpp.llama_model_quantize_default_params()
+    settings.allow_requantize = again
     settings.ftype = kind
     failed = llama_cpp.llama_model_quantize(str(source).encode(), str(to).encode(), ctypes.byref(settings))
     if failed or not to.exists():
@@ -94,6 +100,8 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
     probes = _read_lines(request.probes)
     unequal = [p for p in probes if _tokens(llm, p["text"]) != p["ids"]]
     template = llm.metadata.get("tokenizer.chat_template", "")
+    formatter = functools.cache(functools.partial(_formatter, llm, template))
+    prompts = [(_rendered(formatter, conversation), example) for example, conversation in rows]
     return GgufEvidence(
         rows=sums,
         row_texts=sum(p["of_a_row"] for p in probes),
@@ -101,13 +109,13 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         probes=sum(not p["of_a_row"] for p in probes),
         unequal_probes=tuple(p["text"] for p in unequal if not p["of_a_row"]),
         template=template,
-        unequal_prompts=sum(not _renders_equal(llm, template, *row) for row in rows),
+        unequal_prompts=sum(not _renders_equal(llm, *each) for each in prompts),
         taught_stops=tuple(sorted(taught := _taught_stops(examples, request.stop_ids))),
         unknown_stops=tuple(stop for stop in sorted(taught) if not _ends_generation(llm, stop)),
         vocabulary=llm.n_vocab(),
         stop_id=llm.token_eos(),
         adds_start=_adds_start(llm),
-        unequal_begins=sum(not _begins_equal(llm, template, *row) for row in rows),
+        unequal_begins=sum(not _begins_equal(llm, *each) for each in prompts),
         quantization=_quantization(llm),
         answers=answers,
         divergences=gathered.finish(),
@@ -149,33 +157,32 @@ def _ends_generation(llm: llama_cpp.Llama, token: int) -> bool:
     return bool(llama_cpp.llama_vocab_is_eog(vocabulary, token))
 
 
-def _renders_equal(llm: llama_cpp.Llama, template: str, example: Example, conversation: Conversation) -> bool:
+def _renders_equal(llm: llama_cpp.Llama, prompt: str, example: Example) -> bool:
     """Whether the file's own template and vocabulary turn a row's question into the ids that training used."""
-    prompt = _tokens(llm, _rendered(llm, template, conversation))
-    return tuple(prompt[: len(example.ids)]) == example.ids[: len(prompt)]
+    ids = _tokens(llm, prompt)
+    return tuple(ids[: len(example.ids)]) == example.ids[: len(ids)]
 
 
-def _begins_equal(llm: llama_cpp.Llama, template: str, example: Example, conversation: Conversation) -> bool:
+def _begins_equal(llm: llama_cpp.Llama, prompt: str, example: Example) -> bool:
     """Whether a question begins as in training where the runtime adds what the file says: the token of a beginning.
 
     llama.cpp's own server takes that token off a rendered question before it adds it, so there is one of it or none.
     """
-    text = _rendered(llm, template, conversation)
     if _adds_start(llm):
-        text = text.removeprefix(llm.detokenize([llm.token_bos()], special=True).decode())
-    return tuple(llm.tokenize(text.encode(), add_bos=True, special=True)[:1]) == example.ids[:1]
+        prompt = prompt.removeprefix(llm.detokenize([llm.token_bos()], special=True).decode())
+    return tuple(llm.tokenize(prompt.encode(), add_bos=True, special=True)[:1]) == example.ids[:1]
 
 
 def _adds_start(llm: llama_cpp.Llama) -> bool:
     return bool(llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(llm.model)))
 
 
-def _rendered(llm: llama_cpp.Llama, template: str, conversation: Conversation) -> str:
+def _rendered(formatter: Callable[[], Jinja2ChatFormatter], conversation: Conversation) -> str:
     """A row's question by the file's own template; plain text as it is."""
     if conversation.text is not None:
         return conversation.text
     turns, tools = _asked(conversation.question)
-    return str(_formatter(llm, template)(messages=turns, tools=tools).prompt)
+    return str(formatter()(messages=turns, tools=tools).prompt)
 
 
 def _formatter(llm: llama_cpp.Llama, template: str) -> Jinja2ChatFormatter:

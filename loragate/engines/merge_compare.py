@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loragate.engines.language_model import by_length, padded, supervised_logits
+from loragate.engines.language_model import by_length, log_probabilities, padded
 from loragate.engines.weight_files import stored_tensors
 from loragate.perplexity import Nll
 from loragate.record import MergeCandidate
@@ -26,11 +26,6 @@ def batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
     """Yield the rows in batches of like length."""
     for numbers in by_length(examples, FORWARD_TOKENS):
         yield [examples[i] for i in numbers]
-
-
-def log_probabilities(model: Any, batch: Sequence[Example]) -> torch.Tensor:
-    """Ln p over the vocabulary at each supervised position: [N, V], float32."""
-    return torch.log_softmax(supervised_logits(model, *padded(batch)).float(), dim=-1)
 
 
 def divergence(p_NV: torch.Tensor, q_NV: torch.Tensor) -> float:

@@ -25,7 +25,7 @@ from loragate.home import Kind
 from loragate.ladder import Rung
 from loragate.record import AttemptRecord, CurvePoint, Sample
 from loragate.refusal import Cause, causes
-from loragate.verdicts import REFUSING, Status, Verdict
+from loragate.verdicts import Status, Verdict
 
 MOST_SAMPLES = 12
 """Most samples shown; the rest is counted."""
@@ -161,7 +161,7 @@ def _reason(record: AttemptRecord) -> str:
     if record.outcome != "refused" or not refusing:
         return record.closed.message
     (gate, *_) = refusing
-    names = [finding.rule for finding in gate.findings if finding.status in REFUSING]
+    names = [finding.rule for finding in gate.findings if finding.refuses]
     more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
     undecided = " (inconclusive)" if gate.status == "inconclusive" else ""
     return f"by the {gate.gate} gate{undecided}: {', '.join(names[:MOST_NAMES])}{more}"

@@ -15,9 +15,8 @@ from loragate.engines.language_model import (
     device,
     load_tokenizer,
     load_weights,
-    padded,
+    log_probabilities,
     read_examples,
-    supervised_logits,
     template_of,
     with_adapter,
 )
@@ -42,8 +41,10 @@ def measure(request: MeasureModel, report: Report) -> Measured:
     settle(model)
     examples = read_examples(request.examples)
     rows = score(model, examples, request.forward_tokens, report)
-    compared = examples[: compared_rows(examples)]
-    divergences = predict(model, compared, Gathered(request.folder, request.against))
+    divergences: dict[str, Divergence] = {}
+    if request.keeps:
+        compared = examples[: compared_rows(examples)]
+        divergences = predict(model, compared, Gathered(request.folder, request.against))
     return Measured(rows, tuple(_answers(model, request, report)), divergences)
 
 
@@ -75,7 +76,7 @@ def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: 
 def predict(model: Any, examples: Sequence[Example], gathered: Gathered) -> dict[str, Divergence]:
     """Predict every supervised position, in order; keep that, and hold it against other models' predictions."""
     for batch in _in_order(examples):
-        log_p_NV = torch.log_softmax(supervised_logits(model, *padded(batch)).float(), dim=-1)
+        log_p_NV = log_probabilities(model, batch)
         ids_NK = log_p_NV.topk(min(LIKELIEST, log_p_NV.shape[1])).indices
         own = Predictions(ids_NK.int().cpu().numpy(), parts(log_p_NV, ids_NK))
 

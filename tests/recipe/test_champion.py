@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, loragate, write_run
+from commands import Done, loragate, prefect_for, write_run
 from qa_pairs import pairs, write_jsonl
 
 from loragate.home import Home
-from loragate.orchestrator import prefect_server, prepare_environment
 
 COMMON, RARE = "common/ünï <b>", "rare"
 BETTER = ("--set", "train.epochs=4")
@@ -64,13 +63,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     write_run(folder, tiny_model)
     write_jsonl(folder / "train.jsonl", pairs(24) + spells(24))
     write_jsonl(folder / "heldout.jsonl", named(pairs(60, start=100), COMMON) + named(spells(20, start=100), RARE))
-    home = Home(folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        patch.setenv("PREFECT_HOME", str(home.prefect))
-        prepare_environment(home, verbose=False)
-        with prefect_server(home) as ready:
-            yield Place(folder, home, ready())
+    with prefect_for(folder / "home") as api:
+        yield Place(folder, Home(folder / "home"), api)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, loragate, write_run
+from commands import Done, loragate, prefect_for, write_run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
-
-from loragate.home import Home
-from loragate.orchestrator import prefect_server, prepare_environment
 
 WITHOUT_STOP = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 
@@ -47,13 +44,9 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    home = Home(tmp_path_factory.mktemp("shared") / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        patch.setenv("PREFECT_HOME", str(home.prefect))
-        prepare_environment(home, verbose=False)
-        with prefect_server(home) as ready:
-            yield Shared(home.root, ready())
+    home = tmp_path_factory.mktemp("shared") / "home"
+    with prefect_for(home) as api:
+        yield Shared(home, api)
 
 
 @pytest.fixture

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, loragate, write_run
+from commands import Done, loragate, prefect_for, write_run
 from prefect import flow
 
 from flows.release import release_model, walk
 from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted
 from loragate.home import Home
-from loragate.orchestrator import prefect_server, prepare_environment
 from tasks.sabotage import inspected, planted, sound_run
 
 # MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
@@ -50,13 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     quality = {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0, "max_reload_difference_float32": 1e-5}
     gates = {"gguf": STRICT, "quality": quality}
     write_run(folder, tiny_model, gates=gates, export={"gguf": ["f16", "q8_0"]})
-    home = Home(folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        patch.setenv("PREFECT_HOME", str(home.prefect))
-        prepare_environment(home, verbose=False)
-        with prefect_server(home) as ready:
-            yield Place(folder, ready())
+    with prefect_for(folder / "home") as api:
+        yield Place(folder, api)
 
 
 @pytest.fixture(scope="module")

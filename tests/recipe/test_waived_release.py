@@ -8,14 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from commands import Done, loragate, write_run
+from commands import Done, loragate, prefect_for, write_run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
 from signers import new_key, write_key
 
 from loragate.engines.signing import load_private_key, sign
-from loragate.home import Home
-from loragate.orchestrator import prefect_server, prepare_environment
 from loragate.waivers import NAMESPACE, read_waiver
 
 ADA, RULE = "Ada Lovelace", "quality/perplexity_ratio"
@@ -58,13 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     write_key(folder / "ada", key)
     write_key(folder / "other", new_key())
     write_run(folder, tiny_model, gates=IMPOSSIBLE | {"waivers": {"signers": {ADA: f"{key.public} ada@laptop"}}})
-    home = Home(folder / "home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        patch.setenv("PREFECT_HOME", str(home.prefect))
-        prepare_environment(home, verbose=False)
-        with prefect_server(home) as ready:
-            yield Place(folder, ready())
+    with prefect_for(folder / "home") as api:
+        yield Place(folder, api)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_gates import GOOD_TRAINED
 
 from checks import quality
 from loragate.answered import Answered
@@ -32,17 +33,10 @@ GOOD = Comparison(
     p_value=0.0001,
     shown_ratio=0.8,
 )
-TRAINED = Trained(
+TRAINED = replace(
+    GOOD_TRAINED,
     curve=(CurvePoint(1, 4.0, 1e-4, 1.0, heldout_loss=3.5), CurvePoint(2, 3.0, 1e-4, 1.0, heldout_loss=math.log(19.0))),
-    best_step=2,
-    trainable=512,
-    predicted_trainable=512,
-    modules=4,
-    modules_without_gradient=(),
-    dtype="float32",
-    resumed_from=0,
 )
-
 GENERAL = replace(GOOD, ratio=1.1, low=1.05, high=1.2, limit=QualityLimits().max_general_ratio)
 
 

@@ -13,14 +13,17 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from loragate import child
+from loragate.chain import Chain
 from loragate.config import Config, RunFile, plain
 from loragate.home import Home, Kind
 from loragate.ladder import Divergence, Rung
 from loragate.narration import narrated, tell
 from loragate.perplexity import Nll, total
-from loragate.record import Event, as_plain
+from loragate.record import Closed, Event, Opened, as_plain
+from loragate.refs import Ref, canonical, digest_bytes, digest_file
 from loragate.store import Recipe, Stored
 from loragate.verdicts import Verdict
+from loragate.waivers import Review
 from loragate.work import Answer, Base
 
 T = TypeVar("T")
@@ -69,6 +72,11 @@ class Measurement:
     divergences: dict[str, Divergence]
 
     @property
+    def ref(self) -> Ref:
+        """The finished step that it is kept in."""
+        return Ref(self.folder, self.digest)
+
+    @property
     def total(self) -> Nll:
         """Sums over all rows."""
         return total(self.rows)
@@ -92,6 +100,7 @@ class Attempt:
         self.kind = kind
         self.id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.journal = home.journal(self.id, kind)
+        self.chain: Chain | None = None
 
     @property
     def config(self) -> Config:
@@ -104,8 +113,21 @@ class Attempt:
         return self.config.record.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self.home.tracking_uri
 
     def note(self, event: Event, name: str, value: object) -> None:
-        """Append to the record."""
+        """Append to the record, and to the chain what is an event of its own."""
+        if isinstance(value, Opened):  # first, so that nothing begins on a chain that was altered
+            self._chained("attempt", model=value.model, settings=_digest(value.config))
         self.journal.append(event, name, value)
+        if isinstance(value, Verdict):
+            self._chained("verdict", gate=value.gate, status=value.status, digest=_digest(value))
+        elif isinstance(value, Review) and value.honoured:
+            self._chained("waiver", gate=name, candidate=value.candidate, waivers=[w.digest for w in value.honoured])
+        elif isinstance(value, Closed):
+            told = {"outcome": value.outcome, "version": value.version, "release": value.digest}
+            self._chained("closed", journal=digest_file(self.journal.path), **told)
+
+    def _chained(self, event: str, **fields: object) -> None:
+        if self.chain is not None:
+            self.chain.append(event, {"attempt": self.id, **fields})
 
     def settle(self, verdict: Verdict) -> None:
         """Put a verdict on record and tell it."""
@@ -118,6 +140,7 @@ class Attempt:
 
     def forget(self) -> None:
         """Take this attempt off the record: it found that nothing was left to do."""
+        self._chained("forgotten")
         shutil.rmtree(self.journal.path.parent)
 
     def build(self, recipe: Recipe, kind: type[T], make: Callable[[Path], object]) -> tuple[Stored, T]:
@@ -139,6 +162,10 @@ class Attempt:
                 also(progress)
 
             return child.call(target, request, log=self.home.logs / f"{self.id}.log", report=report, fresh=fresh)
+
+
+def _digest(value: object) -> str:
+    return digest_bytes(canonical(as_plain(value)))
 
 
 def recipe(

@@ -1,7 +1,7 @@
 """The identity of what is released or refused, as digests that are the same whenever and wherever it is made again.
 
-No time, no folder of this machine and nothing about who may waive goes into them: the same bytes judged by the same
-limits are the same candidate.
+No time, no folder of this machine and nothing about who may waive or who seals goes into them: the same bytes judged by
+the same limits are the same candidate.
 """
 
 from pydantic import JsonValue
@@ -29,7 +29,7 @@ def release_digest(record: AttemptRecord, config: Config) -> str:
         {
             "digests": _digests(record),
             "verdicts": {verdict.gate: verdict.status for verdict in record.verdicts},
-            "settings": _settings(config, (*JUDGED, "record")),
+            "settings": _settings(config, JUDGED) | {"record": {"tracking_uri": config.record.tracking_uri}},
             "waivers": list(honoured),
         }
     )

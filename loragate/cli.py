@@ -11,7 +11,7 @@ import click
 from loragate import __version__
 from loragate.errors import GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
-from loragate.release_commands import list_releases, show, waive
+from loragate.release_commands import export, list_releases, show, verify, waive
 from loragate.terminal import answered, put, put_json
 
 if TYPE_CHECKING:
@@ -39,11 +39,23 @@ def main() -> None:
 @main.command()
 @click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path, file_okay=False), default=Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else.")
-def init(folder: Path, as_json: bool) -> None:
-    """Write a commented run file and its JSON schema into DIR (default: here)."""
+@click.option(
+    "--key",
+    is_flag=True,
+    help="Write a key pair to seal releases with (signing.key, readable by you alone, and signing.pub) and nothing "
+    "else; name it by record.signing_key or LORAGATE_SIGNING_KEY. Nothing is overwritten.",
+)
+def init(folder: Path, as_json: bool, key: bool) -> None:
+    """Write a commented run file and its JSON schema, or with --key a key pair, into DIR (default: here)."""
     with answered(verbose=False):
         from loragate.starter import write_starter
 
+        if key:
+            from loragate.engines import seals
+
+            pair = [str(path) for path in seals.write_pair(seals.new_key(), folder, "signing")]
+            put_json({"written": pair}) if as_json else put("\n".join(f"wrote {path}" for path in pair))
+            return
         written = write_starter(folder)
         if as_json:
             put_json({"written": [str(path) for path in written]})
@@ -271,7 +283,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive):
+for command in (list_releases, show, waive, verify, export):
     main.add_command(command)
 
 

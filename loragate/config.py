@@ -142,6 +142,9 @@ class Record(Section):
 
     tracking_uri: str | None = None
     """MLflow server; null: MLFLOW_TRACKING_URI where it is set, else SQLite and files under the home."""
+    signing_key: str | None = None
+    """Private key (EC, PEM) that seals releases, relative to this file; null: LORAGATE_SIGNING_KEY (a path, or the key
+    itself), else the home's own, which is made when first needed."""
 
 
 class Config(Section):

@@ -31,6 +31,21 @@ class Home:
         return self.root / "logs"
 
     @property
+    def releases(self) -> Path:
+        """Sealed bundles, as MODEL/DIGEST."""
+        return self.root / "releases"
+
+    @property
+    def chain(self) -> Path:
+        """The chain of every event, and its signed head."""
+        return self.root / "chain"
+
+    @property
+    def keys(self) -> Path:
+        """The key to seal with, where no other is named, and the public halves of all that were sealed with."""
+        return self.root / "keys"
+
+    @property
     def prefect(self) -> Path:
         """Prefect's own home: its database and settings."""
         return self.root / "prefect"

@@ -50,6 +50,7 @@ Event = Literal[
     "waivers",
     "merge",
     "artifact",
+    "scores",
     "planted",
     "closed",
 ]
@@ -195,6 +196,7 @@ class AttemptRecord:
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
         worst_rows: Held-out rows with which the tuned model fares worst against baseline and champion, the worst first.
+        scores: Steps of the run store that hold each rung's sums per row, by the rung's name.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 
@@ -217,6 +219,7 @@ class AttemptRecord:
     waivers: dict[str, Review] = field(default_factory=dict)
     merge: Merge | None = None
     artifacts: dict[str, Ref] = field(default_factory=dict)
+    scores: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     planted: tuple[Planted, ...] = ()
@@ -296,6 +299,7 @@ class Journal:
             waivers={gate: _as(Review, v) for gate, v in seen.get("waivers", {}).items()},
             merge=_as(Merge, seen["merge"][""]) if "merge" in seen else None,
             artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
+            scores={name: _as(Ref, v) for name, v in seen.get("scores", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
             seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
             planted=tuple(_as(Planted, v) for v in seen.get("planted", {}).values()),

@@ -5,11 +5,15 @@ no absolute path goes into it.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import rfc8785
+
+EXACT = 2**53
+"""From here on a whole number may be none of those that a double can tell apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,32 @@ class Ref:
 def digest_json(value: object) -> str:
     """Digest a JSON value by its canonical form (RFC 8785): key order and spacing do not matter."""
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()  # type: ignore[arg-type]
+
+
+def canonical(value: object) -> bytes:
+    """Write a JSON value in its canonical form (RFC 8785).
+
+    What that form has no number for is written as a text: "NaN", "Infinity", "-Infinity", and whole numbers beyond
+    2**53, which a reader of JSON may round.
+    """
+    return rfc8785.dumps(_writable(value))  # type: ignore[arg-type]
+
+
+def _writable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): _writable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= EXACT:
+        return str(value)
+    return value
+
+
+def digest_bytes(content: bytes) -> str:
+    """Digest bytes."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def digest_text(text: str) -> str:

@@ -2,11 +2,15 @@
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loragate.options import common
 from loragate.terminal import answered, passphrase, put, put_json
+
+if TYPE_CHECKING:
+    from loragate.verification import Verified
 
 
 @click.command("list")
@@ -105,3 +109,74 @@ def waive(  # noqa: PLR0913 - one parameter an option
         else:
             put("\n".join(f"wrote {path}" for path in written))
             put(f"It counts until {waiver.until} for candidate {waiver.candidate}: loragate release {run.path}")
+
+
+@click.command()
+@click.argument("name", metavar="RELEASE|DIR")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Public key (PEM) that the signature must be by; repeatable. Without it a key of the home counts, and for DIR "
+    "the bundle's own.",
+)
+@common
+def verify(name: str, keys: tuple[Path, ...], home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
+    """Verify a release of this home, or a bundle in the folder DIR, offline.
+
+    Checks every file against the signature and the manifest; of a release of this home also the chain of events, line
+    by line, and the attempt's journal. Names the first thing that is wrong and exits with 4. Tells what the signature
+    proves: that depends on where the key is known from.
+    """
+    with answered(verbose):
+        found = verified(name, keys, home)
+        if as_json:
+            put_json(found.told)
+        else:
+            chain = "" if found.links is None else f", and the chain of {found.links:,} events has it"
+            put(f"VERIFIED  {found.release}  {found.digest}")
+            put(f"{found.files:,} files in {found.folder} are as they were sealed{chain}")
+            put(f"signed with {found.key[:12]}, {found.told['proves']}")
+
+
+@click.command()
+@click.argument("name", metavar="RELEASE")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@common
+def export(name: str, folder: Path, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
+    """Copy a release's sealed bundle into the new folder DIR, to take away.
+
+    The release is verified first and the copy afterwards; `loragate verify DIR` checks it anywhere, without a home.
+    """
+    with answered(verbose):
+        from loragate.exporting import copy_bundle
+
+        found = verified(name, (), home)
+        copy_bundle(Path(found.folder), folder, functools.partial(verified, keys=(), home=home))
+        if as_json:
+            put_json({"exported": str(folder), "release": found.release, "digest": found.digest, "files": found.files})
+        else:
+            put(
+                f"wrote {found.files:,} files of {found.release} to {folder}; check them with: loragate verify {folder}"
+            )
+
+
+def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
+    """Verify a folder, or else a release of the home, with the keys that are given or the home's."""
+    from loragate.chain import HEAD
+    from loragate.engines import seals
+    from loragate.home import find_home
+    from loragate.verification import verify_bundle, verify_release
+
+    place, given = find_home(home), bool(keys)
+    known = seals.key_files(keys) if given else seals.read_keys(place.keys)
+    if Path(name).is_dir():
+        unseal = functools.partial(seals.unseal, publics=known) if given else seals.unseal
+        return verify_bundle(Path(name), unseal, known, given)
+    from loragate.listing import pick
+
+    record = pick(place.records(), name, str(place.root))
+    head = str(place.chain / HEAD)
+    open_head = functools.partial(seals.opened_by_any, head, kind=seals.HEAD, publics=known)
+    return verify_release(place, record, functools.partial(seals.unseal, publics=known), open_head, given)

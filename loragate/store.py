@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from loragate.errors import BusyError
+from loragate.errors import BusyError, VerificationError
 from loragate.refs import Ref, digest_file, digest_json, digest_manifest, digest_text, manifest
 
 MARKER = "done.json"
@@ -113,6 +113,18 @@ class Store:
                 return Ref(str(folder), ref.digest)
         return None
 
+    def value(self, ref: Ref) -> object:
+        """Return the value of a finished step that is still as it was referenced.
+
+        Raises:
+            VerificationError: It is gone or was altered.
+        """
+        held = self.holds(ref)
+        marker = json.loads((Path(held.path) / MARKER).read_text(encoding="utf-8")) if held else {}
+        if "value" not in marker or _value_digest(marker["value"]) != marker.get("value_digest"):
+            raise VerificationError(f"{ref.path}: gone, or altered since it was made; the next release makes it again")
+        return marker["value"]
+
     def scratch(self, recipe: Recipe) -> Path:
         """Return the folder for what only a resume needs: it outlives an interrupted attempt, not a finished one."""
         return self._folder(recipe).with_suffix(".scratch")
@@ -176,10 +188,11 @@ def copy_linked(source: str, folder: Path) -> None:
 
     A file of the copy must not be written to in place: its bytes are the source's.
     """
-    shutil.copytree(source, folder, copy_function=_link, dirs_exist_ok=True)
+    shutil.copytree(source, folder, copy_function=copy_file_linked, dirs_exist_ok=True)
 
 
-def _link(source: str, target: str) -> str:
+def copy_file_linked(source: str, target: str) -> str:
+    """Give a file's bytes a second name; copy them where the file system cannot."""
     try:
         Path(target).hardlink_to(source)
     except OSError:

@@ -11,6 +11,7 @@ from loragate.errors import ConfigError, GateRefusedError
 from loragate.home import find_home
 from loragate.record import Closed, Opened, now
 from loragate.store import locked, write_atomically
+from tasks.release_keys import open_chain
 
 
 @contextmanager
@@ -19,12 +20,14 @@ def attempted(config: str, home: str | None, overrides: Sequence[str] | None) ->
 
     Raises:
         ConfigError: The run file or a file it names is wrong; nothing is on record.
+        VerificationError: The chain was altered.
         BusyError: Another attempt at the same model is running in this home.
     """
     run = load(Path(config), overrides or ())
     place = find_home(home, run)
     with locked(place.root / "locks" / run.config.model, f"another release of {run.config.model}"):
         attempt = Attempt(run, place)
+        attempt.chain = open_chain(run, place)
         opened(attempt)
         try:
             yield attempt

@@ -56,4 +56,5 @@ def _measured(attempt: Attempt, name: str, model: Model, general: Ref, inputs: d
     request = MeasureModel(model, general.path, (), 1, attempt.config.train.most_tokens, keeps=False)
     measurement = score(attempt, f"{GENERAL}{name}", request, {"general": general.digest, **inputs})
     attempt.note("rung", measurement.name, measurement.rung())
+    attempt.note("scores", measurement.name, measurement.ref)
     return measurement

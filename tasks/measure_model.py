@@ -54,6 +54,7 @@ def measure_model(
     inputs |= {f"against {other.name}": other.digest for other in against}
     measurement = score(attempt, name, request, inputs)
     attempt.note("rung", name, measurement.rung(against[-1] if against else None))
+    attempt.note("scores", name, measurement.ref)
     return measurement
 
 

@@ -1,4 +1,4 @@
-"""Put a release that passed every gate on record and into MLflow's registry."""
+"""Seal a release that passed every gate, put it on record and into MLflow's registry."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from loragate.narration import tell
 from loragate.record import AttemptRecord, Closed, as_plain, now, summary
 from tasks.attempts import close
 from tasks.policies import STEP
+from tasks.seal_release import seal_release, seal_tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,9 @@ def register_release(attempt: Attempt) -> dict[str, object]:
     def make(_: Path) -> object:
         from loragate.engines import tracking
 
+        sealed = seal_release(attempt, digest)
         tracking.upload(attempt, attempt.journal.read())
-        version = tracking.register(attempt, digest)
+        version = tracking.register(attempt, digest, seal_tags(sealed))
         message = f"{_passed(record)}: released as {attempt.config.model}@{version}"
         close(attempt, Closed("released", message, now(), version, digest, tracking.ALIASES))
         tracking.close_run(attempt, attempt.journal.read())

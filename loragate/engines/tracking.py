@@ -183,10 +183,10 @@ def close_run(attempt: Attempt, record: AttemptRecord) -> None:
     client.set_terminated(tracked.run_id, STATUS[record.outcome])
 
 
-def register(attempt: Attempt, digest: str) -> str:
+def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = None) -> str:
     """Register the attempt's run as a model version under `candidate`, then `champion`; return the version.
 
-    A version of the same digest that an interrupted attempt registered is used again.
+    A version of the same digest that an interrupted attempt registered is used again. `seal` is told by its tags.
     """
     tracked = open_run(attempt)
     client, name = MlflowClient(tracked.uri), attempt.config.model
@@ -201,7 +201,7 @@ def register(attempt: Attempt, digest: str) -> str:
     else:
         source = client.get_run(tracked.run_id).info.artifact_uri + "/model"
         tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
-        tags |= _waivers(attempt.journal.read())
+        tags |= {**(seal or {}), **_waivers(attempt.journal.read())}
         version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
     for alias in ALIASES:
         client.set_registered_model_alias(name, alias, version)

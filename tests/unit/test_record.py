@@ -123,6 +123,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("artifact", "adapter", Ref("runs/train-1", "a" * 64)),
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
+    ("scores", "baseline", Ref("runs/baseline-1", "5" * 64)),
     ("planted", "double-bos", PLANTED),
     ("closed", "", CLOSED),
 ]
@@ -150,6 +151,7 @@ WHOLE = AttemptRecord(
         "gguf_f16": Ref("runs/gguf-1/f16.gguf", "f" * 64),
         "gguf_q8_0": Ref("runs/gguf-1/q8_0.gguf", "8" * 64),
     },
+    scores={"baseline": Ref("runs/baseline-1", "5" * 64)},
     inputs={"base": "b" * 64},
     seconds={"train": 12.5},
     planted=(PLANTED,),

@@ -1,6 +1,5 @@
 """Where state lives: one folder for run store, record, logs and the embedded MLflow and Prefect data."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Literal
 
 from loragate.config import RunFile
 from loragate.errors import VerificationError
+from loragate.places import KEYS, home_root
 from loragate.record import AttemptRecord, Journal
 from loragate.store import Store
 
@@ -43,7 +43,7 @@ class Home:
     @property
     def keys(self) -> Path:
         """The key to seal with, where no other is named, and the public halves of all that were sealed with."""
-        return self.root / "keys"
+        return self.root / KEYS
 
     @property
     def prefect(self) -> Path:
@@ -81,4 +81,4 @@ def find_home(given: str | None, run: RunFile | None = None) -> Home:
     """Choose the home: what is given, else the run file's, else LORAGATE_HOME, else ./.loragate."""
     if given is None and run is not None and run.config.home is not None:
         return Home(run.resolve(run.config.home).absolute())
-    return Home(Path(given or os.environ.get("LORAGATE_HOME") or ".loragate").expanduser().absolute())
+    return Home(home_root(given))

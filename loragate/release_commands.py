@@ -166,16 +166,18 @@ def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
     """Verify a folder, or else a release of the home, with the keys that are given or the home's."""
     from loragate.chain import HEAD
     from loragate.engines import seals
-    from loragate.home import find_home
+    from loragate.places import KEYS, home_root
     from loragate.verification import verify_bundle, verify_release
 
-    place, given = find_home(home), bool(keys)
-    known = seals.key_files(keys) if given else seals.read_keys(place.keys)
+    given = bool(keys)
+    known = seals.key_files(keys) if given else seals.read_keys(home_root(home) / KEYS)
     if Path(name).is_dir():
         unseal = functools.partial(seals.unseal, publics=known) if given else seals.unseal
         return verify_bundle(Path(name), unseal, known, given)
+    from loragate.home import find_home
     from loragate.listing import pick
 
+    place = find_home(home)
     record = pick(place.records(), name, str(place.root))
     head = str(place.chain / HEAD)
     open_head = functools.partial(seals.opened_by_any, head, kind=seals.HEAD, publics=known)

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from loragate import bundle
 from loragate.chain import Link, events, read_chain
 from loragate.errors import ConfigError, VerificationError
-from loragate.home import Home
-from loragate.record import AttemptRecord
 from loragate.refs import digest_bytes, digest_file
+
+if TYPE_CHECKING:  # a bundle is verified without what reading a home takes
+    from loragate.home import Home
+    from loragate.record import AttemptRecord
 
 Trust = Literal["given", "home", "bundle"]
 STRENGTH: Mapping[Trust, str] = {
@@ -45,7 +47,7 @@ class Verified:
         return {"verified": True, **asdict(self), "proves": STRENGTH[self.trust]}
 
 
-def sealed_folder(home: Home, record: AttemptRecord) -> Path:
+def sealed_folder(home: "Home", record: "AttemptRecord") -> Path:
     """Where a release's bundle lies.
 
     Raises:
@@ -88,7 +90,7 @@ def checked_bundle(folder: Path, unseal: bundle.Unseal) -> bundle.Checked:
 
 
 def verify_release(
-    home: Home, record: AttemptRecord, unseal: bundle.Unseal, open_head: Callable[[str], bytes], given: bool
+    home: "Home", record: "AttemptRecord", unseal: bundle.Unseal, open_head: Callable[[str], bytes], given: bool
 ) -> Verified:
     """Verify a release of a home: bundle, chain, and journal.
 
@@ -131,7 +133,7 @@ def _require_release(links: Sequence[Link], checked: bundle.Checked, digest: str
             raise VerificationError(f"{file}: not the one that the chain has for release {digest[:12]}")
 
 
-def _require_journal(links: Sequence[Link], home: Home, record: AttemptRecord, chain: str) -> None:
+def _require_journal(links: Sequence[Link], home: "Home", record: "AttemptRecord", chain: str) -> None:
     attempt = record.opened.attempt
     closed = [fields for fields in events(links, "closed") if fields.get("attempt") == attempt]
     if not closed:

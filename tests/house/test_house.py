@@ -69,6 +69,14 @@ def test_core_is_imported_without_orchestrator_and_heavy_libraries(module: str) 
     assert not loaded_by(module) & {*HEAVY, "prefect", "numpy"}
 
 
+def test_a_bundle_is_verified_with_three_small_packages() -> None:
+    """Whoever is handed a bundle need not install what makes one: no pydantic, no YAML, nothing heavy, no network."""
+    libraries = loaded_by("loragate.verification, loragate.engines.seals, loragate.release_commands")
+    foreign = {name for name in libraries - sys.stdlib_module_names if not name.startswith("_")}
+    # cryptography looks for bcrypt and does without it
+    assert foreign - {"loragate", "bcrypt"} == {"click", "cryptography", "rfc8785"}
+
+
 def test_release_flow_fits_on_one_screen() -> None:
     assert len((ROOT / "flows" / "release.py").read_text(encoding="utf-8").splitlines()) <= 60
 

@@ -1,5 +1,6 @@
 """Seal a release: put what ships and the evidence for it into one signed folder, and the release into the chain."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,11 +119,15 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
     sealing.seal(building, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building.rename(folder)
+    shutil.rmtree(root)
 
 
 def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _link_artifacts(building: Path, record: AttemptRecord) -> dict[str, str]:

@@ -29,6 +29,7 @@ def main() -> None:
       loragate init            write a commented run file
       loragate check run.yaml  judge the data; trains nothing
       loragate release run.yaml
+      loragate verify MODEL@1  check the sealed release; nothing of it can be altered unseen
 
     \b
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,

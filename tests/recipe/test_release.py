@@ -12,7 +12,8 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
 
-from loragate.refs import digest_file
+from loragate.perplexity import Nll, total
+from loragate.refs import digest_bytes, digest_file
 
 GATES = ["data", "plan", "preflight", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
 STEPS = 12
@@ -143,6 +144,29 @@ def test_release_s_mlflow_run_holds_adapter_gguf_files_and_evidence(released: Re
     assert gguf | {"model/adapter/adapter_model.safetensors", "model/adapter/adapter_config.json"} <= found
     assert {"run.yaml", "config.json", "environment.json", "journal.jsonl", "report.html"} <= found
     assert any(path.startswith("data_gate/") for path in found)
+
+
+def test_release_is_sealed_and_its_mlflow_version_says_how(released: Released) -> None:
+    done = loragate("verify", "tiny@1", "--json", "--home", "home", cwd=released.folder)
+    assert (done.code, done.json["digest"]) == (0, released.outcome["digest"]), done.said
+    bundle = Path(done.json["folder"])
+    version = released.client.get_model_version("tiny", "1")
+    assert version.tags["loragate.manifest"] == digest_file(bundle / "manifest.json")
+    assert version.tags["loragate.signature"] == digest_file(bundle / "signature.json")
+    lines = (released.home / "chain" / "chain.jsonl").read_bytes().splitlines(keepends=True)
+    length, _, head = version.tags["loragate.chain"].partition(":")
+    assert head == digest_bytes(lines[int(length) - 1])
+    assert json.loads(lines[int(length) - 1])["fields"]["release"] == released.outcome["digest"]
+    said = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    assert all(said["digests"].values())
+    assert said["training_flops"]["estimate"] > 0
+    assert {path.stem for path in (bundle / "scores").iterdir()} == {
+        name.removesuffix("_ppl") for name in released.outcome["metrics"]
+    }
+    rows = [json.loads(line) for line in (bundle / "scores/tuned.jsonl").read_text(encoding="utf-8").splitlines()]
+    tuned = total(Nll(row["nats"], row["tokens"]) for row in rows)
+    assert tuned.perplexity == released.outcome["metrics"]["tuned_ppl"]
+    assert [gate["gate"] for gate in json.loads((bundle / "gates.json").read_text(encoding="utf-8"))] == GATES
 
 
 def test_release_is_a_registered_version_that_is_candidate_and_champion(released: Released) -> None:

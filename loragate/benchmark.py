@@ -12,7 +12,6 @@ together, as a base's and its fine-tune's do, it is too large rather than too sm
 """
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -113,7 +112,8 @@ def _mean_error(values: list[float]) -> float:
     """The standard error of a mean; NaN where there are too few values, or one that is no number."""
     if len(values) < LEAST_DOCUMENTS or not all(map(math.isfinite, values)):
         return math.nan
-    return statistics.stdev(values) / math.sqrt(len(values))
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def metrics_of(found: Mapping[str, Benchmarked]) -> dict[str, float]:

@@ -37,6 +37,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Steps that are done for a gate alone."""
 MOST_SHARE = 0.10
+LONGEST = 1024
+"""Tokens that every made-up row fits into; cut ones would be refused."""
 
 ANY, NEVER_MET = 1e9, 1e-9
 QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
@@ -84,14 +86,18 @@ def parts(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def run(folder: Path, rows: int, epochs: int) -> Mapping[str, float]:
-    """Release a model and return the seconds of its steps, whether a gate refused it or not."""
+    """Release a model and return the seconds of its steps, whether a gate refused it or not.
+
+    Raises:
+        SystemExit: The release failed, or was refused before it was trained.
+    """
     command = [sys.executable, str(HERE / "rows.py"), str(folder / "rows.jsonl"), "--rows", str(rows), "--seed", "1"]
     subprocess.run(command, check=True)
     content = {
         "model": "bench",
         "home": "home",
         "base_model": {"source": str(model_file())},
-        "data": {"train": ["rows.jsonl"], "heldout": 0.1},
+        "data": {"train": ["rows.jsonl"], "heldout": 0.1, "max_tokens": LONGEST},
         "train": {"epochs": epochs},
         "gates": LIMITS,
     }
@@ -100,9 +106,13 @@ def run(folder: Path, rows: int, epochs: int) -> Mapping[str, float]:
     done = subprocess.run(
         [program, "release", "run.yaml", "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=False
     )
+    if not done.stdout:
+        raise SystemExit(f"the release ended with {done.returncode} and without a record; its reason stands above")
     outcome = json.loads(done.stdout)
     sys.stderr.write(f"{outcome['verdict']}: {outcome['message']}\n")
     seconds: Mapping[str, float] = outcome["seconds"]
+    if "train" not in seconds:
+        raise SystemExit("there is no training to hold the gates against")
     return seconds
 
 

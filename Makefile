@@ -15,7 +15,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 IN := .venv/bin
 SETUP_FILES := requirements.lock pyproject.toml deployments/build_llama.py
 
-.PHONY: help setup demo test check gpu clean .roads .rest
+.PHONY: help setup demo test check gpu clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 14
@@ -27,16 +27,12 @@ demo: setup .venv/.model ## train, judge and release a small model on this machi
 	$(IN)/python -m deployments.demo_data
 	$(IN)/loragate release deployments/runs/demo.yaml
 
-test: setup .venv/.model ## run every test that needs no GPU, in two processes
-	@$(MAKE) -s --no-print-directory -j2 .roads .rest
-
-# Halves that take about as long: whole roads wait for servers and converters, the others compute.
-LONG_ROADS := tests/recipe/test_champion.py tests/recipe/test_sabotage.py
-.roads:
-	$(IN)/pytest tests/recipe tests/faults -m "not gpu" $(LONG_ROADS:%=--ignore=%)
-
-.rest:
-	$(IN)/pytest tests/unit tests/house tests/engines tests/browser $(LONG_ROADS) -m "not gpu"
+# Files are handed out whole and in this order: whole roads, which wait for servers and converters, go first; the many
+# short files at the end fill the gaps. One thread each: threads that wait for each other on a full machine crawl.
+TESTS := tests/recipe tests/faults tests/browser tests/engines tests/unit tests/house
+WORKERS ?= 3
+test: setup .venv/.model ## run every test that needs no GPU, in WORKERS processes (3)
+	OMP_NUM_THREADS=1 $(IN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) -m "not gpu"
 
 check: setup ## format, lint, types, import walls, quick tests
 	$(IN)/ruff format --check

@@ -1,14 +1,15 @@
 """The quality gate: whether the tuned model is shown to be no worse than allowed on rows it has not seen, and stops.
 
 It is held against the base, against the champion where there is one, against both on every slice of the rows, and
-against the base on general rows that it must not forget. All rules that an interval decides are judged together.
+against the base on general rows that it must not forget. All rules that an interval on rows decides are judged
+together; tasks of a benchmark are judged behind them, in a family of their own (`checks.benchmarks`).
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from checks import answers
+from checks import answers, benchmarks
 from checks.intervals import Asked, counted, shown_ratios
 from loragate.answered import Answered
 from loragate.challenge import Against, Challenge, Sliced
@@ -52,6 +53,7 @@ def judge(
         shown["general_ratio"],
         reloaded(compared.after, trained, limits),
         *answers.findings(answered, limits),
+        *benchmarks.findings(answered.benchmarks, limits),
     ]
     return conclude("quality", findings)
 

@@ -19,10 +19,11 @@ def sabotage(
 
     Gates in `without` judge and do not refuse: what the others catch in their place is seen then.
     """
+    defects = chosen(only)
     release_model(config, home, overrides)
     with inspected(config, home, overrides) as attempt:
         sound = sound_run(attempt)
-        for defect in chosen(only):
+        for defect in defects:
             with planted(attempt, defect, sound, without or []) as sabotaged:
                 walk(sabotaged)
     return tally(attempt.journal.read().planted)

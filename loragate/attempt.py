@@ -5,7 +5,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from loragate import child
+from loragate.benchmark import Score
 from loragate.chain import Chain
 from loragate.config import Config, RunFile, plain
 from loragate.home import Home, Kind
@@ -62,6 +63,7 @@ class Measurement:
         folder: Holds its predictions.
         digest: Of what is in it.
         divergences: As in `loragate.ladder.Rung`.
+        scores: On the tasks of gates.quality.tasks, by their names; none for forms that do not sit them.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Measurement:
     folder: str
     digest: str
     divergences: dict[str, Divergence]
+    scores: dict[str, Score] = field(default_factory=dict)
 
     @property
     def ref(self) -> Ref:

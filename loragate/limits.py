@@ -156,6 +156,23 @@ class Canary(Section):
         return self
 
 
+class TaskLimits(Section):
+    """A task of lm-evaluation-harness that base and tuned model sit, and what the tuned one must be shown to score."""
+
+    file: Annotated[str, Field(min_length=1)]
+    """Task file (YAML) relative to this file, its data in files beside it; no Python and nothing of a hub."""
+    metric: str | None = None
+    """Metric of the task, with its filter where it has several, e.g. acc or exact_match,strict; null: the first."""
+    max_drop: Annotated[float, Field(ge=0)] = 0.02
+    """How much worse than the base the tuned model may be at most, in the metric's unit, as an interval must show."""
+    min_value: float | None = None
+    """Value that the tuned model must be shown to reach (not to exceed, where lower is better); null: none."""
+    limit: Annotated[int, Field(ge=2)] | None = None
+    """First documents of the task that are asked; null: all."""
+    chat_template: bool = True
+    """Whether a document is asked through the base's chat template, as in training; false: as plain text."""
+
+
 class QualityLimits(Section):
     """Limits of the quality gate: the tuned model against the base, and what it says."""
 
@@ -230,6 +247,9 @@ class QualityLimits(Section):
     reference (Carlini et al. 2022, arXiv 2202.07646, look for 50 tokens)."""
     max_verbatim_share: Share = 0.1
     """Share of sampled answers that may hold such a passage (own choice: one of sixteen)."""
+    tasks: tuple[TaskLimits, ...] = ()
+    """Entries {file: tasks/math.yaml, metric: acc, max_drop: 0.02, min_value: null, limit: null, chat_template: true}:
+    tasks of lm-evaluation-harness on local files (pip install 'loragate[eval]'); all but file may be left out."""
 
     @property
     def answer_rules(self) -> AnswerRules:

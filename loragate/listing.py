@@ -96,6 +96,7 @@ def describe(record: AttemptRecord, report: str) -> str:
         *_waivers(record),
         *_ladder(record),
         *_compared(record),
+        *_tasks(record),
         *_merges(record),
         *(f"{name:<18} {ref.path}" for name, ref in record.artifacts.items()),
         f"{'attempt':<18} {record.opened.attempt}, started {record.opened.started}",
@@ -321,6 +322,16 @@ def _compared(record: AttemptRecord) -> list[str]:
         few = "  so few rows do not tell how large a ratio they are able to show"
         lines.append(few if math.isnan(found.shown_ratio) else f"  {shown} x{found.limit:.4g}")
     return [*lines, *_look(record), ""] if lines else []
+
+
+def _tasks(record: AttemptRecord) -> list[str]:
+    """Base and tuned model on every task, each value with its standard error."""
+    lines = [
+        f"  {name:<16} {found.unit} {found.base:.4g} ± {found.base_error:.2g} -> {found.tuned:.4g} ± "
+        f"{found.tuned_error:.2g}, worse by {found.drop:.4g} ± {found.drop_error:.2g} ({found.documents:,} documents)"
+        for name, found in record.benchmarks.items()
+    ]
+    return ["tasks, with standard errors", *lines, ""] if lines else []
 
 
 def _look(record: AttemptRecord) -> list[str]:

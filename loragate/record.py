@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
+from loragate.benchmark import Benchmarked, metrics_of
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.errors import VerificationError
@@ -40,6 +41,7 @@ Event = Literal[
     "verdict",
     "rung",
     "comparison",
+    "benchmark",
     "look",
     "champion",
     "curve",
@@ -191,6 +193,7 @@ class AttemptRecord:
         comparisons: Models compared row by row: each rung of the ladder, by its name, with what it was made from;
             `champion` the champion's weights with the tuned ones; `slice/NAME` and `champion/slice/NAME` tuned and
             baseline or champion on one slice of the rows; `general` tuned and baseline on the general rows.
+        benchmarks: Base and tuned model on each task of gates.quality.tasks, by its name.
         look: The challenger's look at the held-out rows; None where it came to none.
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
@@ -207,6 +210,7 @@ class AttemptRecord:
     ladder: tuple[Rung, ...] = ()
     general: tuple[Rung, ...] = ()
     comparisons: dict[str, Comparison] = field(default_factory=dict)
+    benchmarks: dict[str, Benchmarked] = field(default_factory=dict)
     look: Look | None = None
     champion: str | None = None
     curve: tuple[CurvePoint, ...] = ()
@@ -237,8 +241,9 @@ class AttemptRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Perplexities by rung: baseline_ppl, tuned_ppl, merged_ppl, gguf_f16_ppl, general_tuned_ppl and so on."""
-        return {f"{rung.name}_ppl": rung.nll.perplexity for rung in (*self.ladder, *self.general)}
+        """Perplexities by rung (baseline_ppl, gguf_f16_ppl, general_tuned_ppl), and tasks (task/NAME/tuned)."""
+        perplexities = {f"{rung.name}_ppl": rung.nll.perplexity for rung in (*self.ladder, *self.general)}
+        return perplexities | metrics_of(self.benchmarks)
 
 
 class Journal:
@@ -287,6 +292,7 @@ class Journal:
             ladder=tuple(rung for rung in rungs if not rung.name.startswith(GENERAL)),
             general=tuple(rung for rung in rungs if rung.name.startswith(GENERAL)),
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
+            benchmarks={name: _as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
             look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
             champion=_as(str, seen["champion"][""]) if "champion" in seen else None,
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
@@ -336,6 +342,11 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "gates": [_gate(verdict) for verdict in record.verdicts],
         "metrics": record.metrics,
         "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
+        **(
+            {"benchmarks": {name: asdict(found) for name, found in record.benchmarks.items()}}
+            if record.benchmarks
+            else {}
+        ),
         **({"look": record.look.told()} if record.look else {}),
         **({"champion": record.champion} if record.champion else {}),
         "worst_rows": {side: [asdict(row) for row in rows] for side, rows in record.worst_rows.items()},

@@ -11,6 +11,7 @@ from loragate.errors import ConfigError, GateRefusedError
 from loragate.home import find_home
 from loragate.record import Closed, Opened, now
 from loragate.store import locked, write_atomically
+from loragate.task_files import task_files
 from tasks.release_keys import open_chain
 
 
@@ -57,10 +58,16 @@ def rehearsed(config: str, home: str | None, overrides: Sequence[str] | None) ->
 
 
 def opened(attempt: Attempt) -> None:
-    """Write the first line of the journal: what the attempt set out to do."""
-    run = attempt.run
+    """Write the first lines of the journal: what the attempt set out to do, and by which tasks it is to be judged.
+
+    Raises:
+        ConfigError: A task file is wrong, or what reads it is not installed; nothing is on record.
+    """
+    run, tasks = attempt.run, task_files(attempt.run)
     told = Opened(attempt.id, run.config.model, now(), plain(run.config), describe(), str(run.path))
     attempt.note("opened", "", told)
+    for each in tasks:
+        attempt.note("input", f"task/{each.name}", each.digest)
 
 
 def end(attempt: Attempt, closed: Closed) -> None:

@@ -1,4 +1,4 @@
-"""Gather what the tuned model's answers are judged by: references, what they repeat, and what canaries give away."""
+"""Gather what the tuned model's answers are judged by: references, what they repeat, canaries, scores of tasks."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from loragate.work import Answer, FindVerbatim, MeasureModel
 from tasks.measure_model import score
 from tasks.models import adapted, first_questions, first_references
 from tasks.policies import STEP
+from tasks.sit_tasks import compare_tasks
 from tasks.worst_rows import worst_rows
 
 
@@ -27,7 +28,8 @@ def examine_answers(
     attempt.note("samples", "", _samples(asked, references, baseline.answers, tuned.answers))
     attempt.note("worst_rows", baseline.name, worst_rows(baseline, tuned, rows))
     verbatim = _verbatim(attempt, rows, asked, references, tuned.answers)
-    return Answered(tuned.answers, references, verbatim, _canaries(attempt, base, adapter))
+    benchmarks = compare_tasks(attempt, baseline, tuned)
+    return Answered(tuned.answers, references, verbatim, _canaries(attempt, base, adapter), benchmarks)
 
 
 def _samples(

@@ -11,8 +11,8 @@ from loragate.record import GENERAL
 from loragate.refs import Ref, digest_file
 from loragate.work import DrawAnswers, MeasureModel, Model
 from tasks.compare_models import compare_models
-from tasks.measure_model import PASSES, score
-from tasks.models import adapted
+from tasks.measure_model import score
+from tasks.models import PASSES, adapted
 from tasks.policies import STEP
 
 ANSWER_TOKENS = 32

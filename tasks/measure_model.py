@@ -1,4 +1,4 @@
-"""Measure a model on the held-out rows: perplexity sums per row, and greedy answers."""
+"""Measure a model on the held-out rows, perplexity sums per row and greedy answers, and on the run file's tasks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,9 @@ from loragate.challenge import CHAMPION
 from loragate.record import as_plain
 from loragate.refs import Ref, digest_text
 from loragate.work import Measured, MeasureModel
-from tasks.models import adapted, first_questions, merged_model
+from tasks.models import PASSES, adapted, first_questions, merged_model
 from tasks.policies import STEP
-
-PASSES = tuple(
-    f"loragate.engines.{name}"
-    for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
-)
-"""Modules that decide how rows go through a model."""
+from tasks.sit_tasks import sit_tasks
 
 
 @task(name="measure model", task_run_name="measure {name}", **STEP)
@@ -53,6 +48,8 @@ def measure_model(
     inputs = {"base": base.digest, "rows": rows.digest, "weights": weights.digest if weights else ""}
     inputs |= {f"against {other.name}": other.digest for other in against}
     measurement = score(attempt, name, request, inputs)
+    if not is_merged:  # before anything is trained, a task that cannot be sat ends the attempt
+        measurement = replace(measurement, scores=sit_tasks(attempt, name, model, inputs))
     attempt.note("rung", name, measurement.rung(against[-1] if against else None))
     attempt.note("scores", name, measurement.ref)
     return measurement

@@ -9,6 +9,12 @@ from loragate.attempt import Attempt, FetchedBase, Rows
 from loragate.rows import Conversation, from_fields
 from loragate.work import Model
 
+PASSES = tuple(
+    f"loragate.engines.{name}"
+    for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
+)
+"""Modules that decide how rows go through a model."""
+
 
 def adapted(attempt: Attempt, base: FetchedBase, adapter: str | None) -> Model:
     """The base as training sees it (quantised for QLoRA), with an adapter on top unless that is None."""

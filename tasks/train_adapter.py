@@ -9,7 +9,7 @@ from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
 from loragate.plan import Plan
 from loragate.refs import Ref
 from loragate.work import AdapterEvidence, Preflight, PreflightEvidence, TrainAdapter, Trained
-from tasks.measure_model import PASSES
+from tasks.models import PASSES
 from tasks.policies import STEP
 
 CODE = (

@@ -37,6 +37,42 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 }
 """Steps that are done for a gate alone."""
 MOST_SHARE = 0.10
+LONGEST = 1024
+"""Tokens that every made-up row fits into; cut ones would be refused."""
+
+ANY, NEVER_MET = 1e9, 1e-9
+QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
+LIMITS: Mapping[str, Mapping[str, object]] = {
+    "preflight": {
+        **{f"max_{what}_difference_{dtype}": ANY for what in ("row", "gradient") for dtype in ("float32", "bfloat16")},
+        "max_start_difference": ANY,
+    },
+    "training": {"max_gradient_growth": ANY},
+    "quality": {
+        **dict.fromkeys(("max_perplexity_ratio", "max_champion_ratio", "max_slice_ratio", "max_general_ratio"), ANY),
+        **{f"max_reload_difference_{dtype}": ANY for dtype in ("float32", "bfloat16")},
+        "min_stop_share": 0.0,
+        "max_loop_share": 1.0,
+        "max_verbatim_share": 1.0,
+    },
+    "merge": {
+        "max_perplexity_ratio": ANY,
+        "max_candidate_perplexity_ratio": ANY,
+        "min_kl_from_base": NEVER_MET,
+        **{f"max_kl_{dtype}": ANY for dtype in ("float32", "bfloat16")},
+        **{f"min_top1_agreement_{dtype}": 0.0 for dtype in ("float32", "bfloat16")},
+    },
+    "gguf": {
+        **{f"max_perplexity_ratio_{name}": ANY for name in QUANTIZATIONS},
+        **{f"max_kl_{name}": ANY for name in QUANTIZATIONS},
+        **{f"min_top1_agreement_{name}": 0.0 for name in QUANTIZATIONS},
+        "min_perplexity_ratio": NEVER_MET,
+        "max_unequal_probe_share": 1.0,
+        "min_stop_share": 0.0,
+        "max_loop_share": 1.0,
+    },
+}
+"""Limits that no model misses: made-up rows teach nothing, and a refusal would end the road before its last step."""
 
 
 def parts(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -50,24 +86,33 @@ def parts(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def run(folder: Path, rows: int, epochs: int) -> Mapping[str, float]:
-    """Release a model and return the seconds of its steps, whether a gate refused it or not."""
+    """Release a model and return the seconds of its steps, whether a gate refused it or not.
+
+    Raises:
+        SystemExit: The release failed, or was refused before it was trained.
+    """
     command = [sys.executable, str(HERE / "rows.py"), str(folder / "rows.jsonl"), "--rows", str(rows), "--seed", "1"]
     subprocess.run(command, check=True)
     content = {
         "model": "bench",
         "home": "home",
         "base_model": {"source": str(model_file())},
-        "data": {"train": ["rows.jsonl"], "heldout": 0.1},
+        "data": {"train": ["rows.jsonl"], "heldout": 0.1, "max_tokens": LONGEST},
         "train": {"epochs": epochs},
+        "gates": LIMITS,
     }
     (folder / "run.yaml").write_text(json.dumps(content), encoding="utf-8")
     program = Path(sys.executable).parent / "loragate"
     done = subprocess.run(
         [program, "release", "run.yaml", "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=False
     )
+    if not done.stdout:
+        raise SystemExit(f"the release ended with {done.returncode} and without a record; its reason stands above")
     outcome = json.loads(done.stdout)
     sys.stderr.write(f"{outcome['verdict']}: {outcome['message']}\n")
     seconds: Mapping[str, float] = outcome["seconds"]
+    if "train" not in seconds:
+        raise SystemExit("there is no training to hold the gates against")
     return seconds
 
 

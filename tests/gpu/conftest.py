@@ -15,6 +15,8 @@ from loragate.work import Base
 
 VOCABULARY = 512
 WORDS = 16
+STOP = 1
+"""What ends an answer."""
 HEADING = "| shape and method | tokens a step | tokens/s | estimated GB | measured GB | estimate / measured |"
 TABLE = pytest.StashKey[list[str]]()
 
@@ -49,8 +51,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))  # noqa: S106
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(folder)  # noqa: S106
-    return Base(str(folder), "", False, (1,), 1, False, "", VOCABULARY, 0)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"w{STOP}").save_pretrained(folder)
+    return Base(str(folder), "", False, (STOP,), STOP, False, "", VOCABULARY, 0)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +62,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for number in range(64):
         length = random.Random(number).randint(16, 48)
-        ids = [(number + 7 * position) % WORDS for position in range(length)]
+        ids = [*((number + 7 * position) % WORDS for position in range(length - 1)), STOP]
         example = Example(tuple(ids), ((4, length),), turns=1, stopped_turns=1, rendered_tokens=length)
         lines.append(rendered_line(example, Conversation(()), f"rows:{number}"))
     path.write_bytes(b"".join(lines))

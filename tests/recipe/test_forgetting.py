@@ -26,7 +26,7 @@ def release(folder: Path, home: Path, model: Path, *, data: dict[str, Any], qual
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Done:
     folder = tmp_path_factory.mktemp("forgets")
-    data = {"train": ["train.jsonl", {"source": "canary.jsonl", "weight": 100}]}
+    data = {"train": ["train.jsonl", {"source": "canary.jsonl", "weight": 100}], "general": []}
     quality = {"canaries": [{"prompt": PROMPT, "secret": SECRET}, {"prompt": "Who are you?", "secret": "xylophone"}]}
     return release(folder, folder / "home", tiny_model, data=data, quality=quality)
 

@@ -132,8 +132,9 @@ def test_release_s_mlflow_run_names_its_inputs_by_sha256(released: Released) -> 
     tags = {
         entry.dataset.name: {tag.key: tag.value for tag in entry.tags}["sha256"] for entry in run.inputs.dataset_inputs
     }
-    assert set(tags) == {"base_model", "data", "data/train.jsonl", "data/heldout.jsonl"}
-    for name in ("train.jsonl", "heldout.jsonl"):
+    files = ("train.jsonl", "heldout.jsonl", "general.jsonl")
+    assert set(tags) == {"base_model", "data", *(f"data/{name}" for name in files)}
+    for name in files:
         assert tags[f"data/{name}"] == digest_file(released.folder / name)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loragate.benchmark import Score, compared
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.histogram import Histogram, histogram
@@ -61,6 +62,10 @@ COMPARED = Comparison(
     p_value=0.5,
     shown_ratio=0.75,
 )
+SUMS = compared(
+    Score("acc,none", 0.5, 0.25, 4, True, "d" * 64, (1.0, 0.0, 1.0, 0.0)),
+    Score("acc,none", 0.75, 0.25, 4, True, "d" * 64, (1.0, 1.0, 1.0, 0.0)),
+)
 LOOK = Look("a" * 64, rows=3, marks=("0" * 16, "1" * 16, "f" * 16), number=2.5, alpha=0.005)
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
@@ -109,6 +114,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("rung", "baseline", Rung("baseline", Nll(math.log(8), 1))),
     ("rung", "tuned", Rung("tuned", Nll(3 * math.log(2), 3))),
     ("comparison", "tuned", COMPARED),
+    ("benchmark", "sums", SUMS),
     ("look", "heldout", LOOK),
     ("champion", "", "helper@2"),
     ("curve", "", CURVE),
@@ -135,6 +141,7 @@ WHOLE = AttemptRecord(
     verdicts=(PASSED, REFUSED),
     ladder=(Rung("baseline", Nll(math.log(8), 1)), Rung("tuned", Nll(3 * math.log(2), 3))),
     comparisons={"tuned": COMPARED},
+    benchmarks={"sums": SUMS},
     look=LOOK,
     champion="helper@2",
     curve=CURVE,
@@ -156,6 +163,18 @@ WHOLE = AttemptRecord(
     seconds={"train": 12.5},
     planted=(PLANTED,),
 )
+
+
+METRICS = {
+    "baseline_ppl": pytest.approx(8.0),
+    "tuned_ppl": pytest.approx(2.0),
+    "task/sums/base": 0.5,
+    "task/sums/base_stderr": 0.25,
+    "task/sums/tuned": 0.75,
+    "task/sums/tuned_stderr": 0.25,
+    "task/sums/drop": -0.25,
+    "task/sums/drop_stderr": pytest.approx(0.25),
+}
 
 
 @pytest.fixture
@@ -278,8 +297,8 @@ def test_figures_of_a_histogram_are_those_of_the_sorted_values(tally: dict[int, 
     assert made.beyond == (0 if limit is None else sum(value > limit for value in values))
 
 
-def test_metrics_are_perplexities_by_rung() -> None:
-    assert WHOLE.metrics == {"baseline_ppl": pytest.approx(8.0), "tuned_ppl": pytest.approx(2.0)}
+def test_metrics_are_perplexities_by_rung_and_tasks_with_their_errors() -> None:
+    assert WHOLE.metrics == METRICS
 
 
 def test_only_a_released_attempt_is_a_release() -> None:
@@ -299,7 +318,8 @@ def test_summary_is_the_contract_of_the_command_line() -> None:
     }
     assert [(gate["gate"], gate["status"]) for gate in said["gates"]] == [("data", "pass"), ("quality", "fail")]
     assert said["gates"][1]["findings"][0]["rule"] == "perplexity_ratio"
-    assert said["metrics"] == {"baseline_ppl": pytest.approx(8.0), "tuned_ppl": pytest.approx(2.0)}
+    assert said["metrics"] == METRICS
+    assert said["benchmarks"]["sums"]["documents"] == 4
     assert said["artifacts"] == {
         "adapter": "runs/train-1",
         "great_expectations": None,

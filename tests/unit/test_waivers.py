@@ -266,7 +266,9 @@ def test_another_person_s_key_a_lost_run_file_and_a_pattern_without_folder_are_r
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [(" Ada", KEY.public), ("", KEY.public), ("Ada", "ssh-rsa AAAA"), ("Ada", KEY.public[:-4])]
+    ("name", "key"),
+    [(" Ada", KEY.public), ("", KEY.public), ("Ada", "ssh-rsa AAAA"), ("Ada", KEY.public[:-4])],
+    ids=["padded name", "no name", "other kind of key", "key cut short"],  # the key is another one in each process
 )
 def test_a_signer_without_a_name_or_a_key_is_refused_in_the_run_file(tmp_path: Path, name: str, key: str) -> None:
     with pytest.raises(ValueError, match=r"gates\.waivers\.signers"):

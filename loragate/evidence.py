@@ -4,7 +4,7 @@ Nothing in it depends on the machine's folders, and no address or key of a serve
 the record, with paths left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import JsonValue
@@ -50,13 +50,32 @@ def settings(config: Config) -> dict[str, JsonValue]:
     return {name: value for name, value in plain(config).items() if name not in PLACES}
 
 
-def evidence(record: AttemptRecord, config: Config, scores: Mapping[str, Sequence[Nll]]) -> dict[str, bytes]:
-    """The files of a bundle that are evidence, by name."""
+Digests = Mapping[str, str]
+
+
+def judged(events: Iterable[tuple[str, str, JsonValue]]) -> dict[str, Digests]:
+    """What each gate had before it, by the journal's own order: digests of inputs, artifacts and scores."""
+    known: dict[str, str] = {}
+    found: dict[str, Digests] = {}
+    for event, name, value in events:
+        if event == "input":
+            known[name] = str(value)
+        elif event in ("artifact", "scores") and isinstance(value, dict):
+            known[name if event == "artifact" else f"{SCORES}/{name}"] = str(value["digest"])
+        elif event == "verdict":
+            found[name] = dict(known)
+    return found
+
+
+def evidence(
+    record: AttemptRecord, config: Config, inputs: Mapping[str, Digests], scores: Mapping[str, Sequence[Nll]]
+) -> dict[str, bytes]:
+    """The files of a bundle that are evidence, by name; `inputs` is what each gate had before it."""
     rows = {f"{SCORES}/{name}.jsonl": score_lines(found) for name, found in scores.items()}
     return {
         "config.json": canonical(settings(config)),
         "environment.json": canonical(record.opened.environment),
-        "gates.json": canonical(gates(record, config)),
+        "gates.json": canonical(gates(record, config, inputs)),
         "record.json": canonical(told(record, config)),
         **rows,
     }
@@ -68,16 +87,15 @@ def score_lines(rows: Sequence[Nll]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
-def gates(record: AttemptRecord, config: Config) -> list[dict[str, object]]:
-    """Every gate in the order of the road: what it judged, by which limits, what it found, and what was waived."""
+def gates(record: AttemptRecord, config: Config, inputs: Mapping[str, Digests]) -> list[dict[str, object]]:
+    """Every gate in the order of the road: what lay before it, its limits, what it found, and what was waived."""
     limits = settings(config)["gates"]
     assert isinstance(limits, dict)
-    digests = {name: ref.digest for name, ref in record.artifacts.items()} | record.inputs
     return [
         {
             "gate": verdict.gate,
             "status": verdict.status,
-            "inputs": digests,
+            "inputs": dict(inputs[verdict.gate]),
             "limits": limits.get(verdict.gate.partition("_")[0], {}),
             "findings": [asdict(finding) for finding in verdict.findings],
             "waivers": [asdict(file) for file in waived(record, verdict.gate)],

@@ -13,7 +13,7 @@ from loragate import bundle
 from loragate.attempt import Attempt
 from loragate.chain import Head
 from loragate.errors import VerificationError
-from loragate.evidence import Origins, by_name, evidence, manifest, provenance
+from loragate.evidence import Origins, by_name, evidence, judged, manifest, provenance
 from loragate.narration import tell
 from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, Closed, now
@@ -97,7 +97,7 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
     _require_judged(record, shipped)
     scores = {name: _rows(attempt, ref) for name, ref in record.scores.items()}
     statement = canonical(provenance(record, attempt.config, _shipping(shipped), now()))
-    texts = evidence(record, attempt.config, scores) | {
+    texts = evidence(record, attempt.config, judged(attempt.journal.events()), scores) | {
         bundle.KEY: key.public.encode(),
         "provenance.intoto.jsonl": seals.sign(key, statement, seals.STATEMENT).encode() + b"\n",
         "report.html": _report(record, digest),

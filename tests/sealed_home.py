@@ -76,6 +76,7 @@ def fill(attempt: Attempt, folder: Path, number: int) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    attempt.settle(conclude("plan", [Finding("steps", True, "6 steps", value=6)]))
     for name in ("adapter", "merged"):
         attempt.note("artifact", name, reference(folder / name))
     attempt.note("artifact", "gguf_q8_0", reference(folder / "gguf" / "model-q8_0.gguf"))

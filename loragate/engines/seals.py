@@ -256,7 +256,7 @@ def _signed_files(payload: bytes) -> dict[str, str]:
         files = {each["name"]: each["digest"] for each in statement["predicate"]["resources"]}
         right = right and all(HEX.fullmatch(digest) for digest in files.values())
         right = right and {each["algorithm"] for each in statement["predicate"]["resources"]} == {"sha256"}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         right = False
     if not right:
         raise VerificationError(f"{SIGNATURE}: signs something else than the files of a release")

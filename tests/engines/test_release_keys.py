@@ -1,5 +1,6 @@
 """Keys and the sealing step: which key seals, what is never overwritten, and what a kill or an alteration leaves."""
 
+import multiprocessing
 import stat
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from loragate.config import RunFile, load
 from loragate.engines import seals
 from loragate.errors import ConfigError, VerificationError
 from loragate.home import Home, find_home
+from loragate.record import Closed, now
 from loragate.release_commands import verified
 from tasks.attempts import opened
 from tasks.release_keys import open_chain, sealing_key
@@ -169,3 +171,34 @@ def test_a_refused_attempt_cannot_be_verified_and_an_unsealed_release_is_missing
     home.bundle().rename(tmp_path / "away")
     with pytest.raises(VerificationError, match="tiny@1 has no sealed bundle here"):
         verified("tiny@1", (), str(home.root))
+
+
+def release(run_file: Path, attempt: str) -> None:
+    run = load(run_file)
+    again = Attempt(run, find_home(None, run))
+    again.id, again.journal = attempt, find_home(None, run).journal(attempt)
+    again.chain = open_chain(run, again.home)
+    seal_release(again, "d" * 64)
+
+
+def test_a_sealing_killed_at_any_moment_is_ended_by_the_next_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["loragate.engines.report", "loragate.engines.sealing", "tasks.seal_release"])
+    states = set()
+    for number in range(16):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run, home = start(folder)
+        attempt = begun(run, home, folder / "made")
+        child = context.Process(target=release, args=(run.path, attempt.id))
+        child.start()
+        if number == 0:  # the first one waits for the fork server's imports
+            child.join()
+        child.join(0.04 * number)
+        child.kill()
+        child.join()
+        states.add(((home.releases / ".unfinished").exists(), (home.releases / "tiny" / ("d" * 64)).exists()))
+        assert seal_release(attempt, "d" * 64).folder.is_dir()
+        attempt.note("closed", "", Closed("released", "Released.", now(), "1", "d" * 64))
+        assert verified("tiny@1", (), str(home.root)).trust == "home"
+    assert len(states) > 1, "no child was killed before it had sealed"

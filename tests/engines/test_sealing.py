@@ -183,7 +183,7 @@ def chain_cases(sealed: SealedHome) -> Iterator[Case]:
     yield Case("no head", lambda h: (h.root / "chain" / "head.json").unlink(), "head.json")
     yield Case("no chain", lambda h: h.chain.unlink(), "chain.jsonl")
     yield Case("neither", lambda h: shutil.rmtree(h.root / "chain"), "chain.jsonl")
-    yield Case("a line after the end", rewritten(lambda found: [*found, found[-1]]), "chain.jsonl:9")
+    yield Case("a line after the end", rewritten(lambda found: [*found, found[-1]]), "chain.jsonl:11")
 
 
 def moved(one: int, other: int) -> Callable[[list[bytes]], list[bytes]]:
@@ -230,7 +230,7 @@ def complaint(home: SealedHome) -> str:
 
 def test_what_is_whole_is_verified_in_its_home_and_away_from_it(home: SealedHome, tmp_path: Path) -> None:
     here = verified("tiny@1", (), str(home.root))
-    assert (here.trust, here.links, here.digest, here.release) == ("home", 8, home.digests[0], "tiny@1")
+    assert (here.trust, here.links, here.digest, here.release) == ("home", 10, home.digests[0], "tiny@1")
     copy_bundle(home.bundle(2), tmp_path / "away", lambda folder: verified(folder, (), str(home.root)))
     away = verified(str(tmp_path / "away"), (), str(tmp_path / "nowhere"))
     assert (away.trust, away.links, away.digest) == ("bundle", None, home.digests[1])
@@ -301,7 +301,11 @@ def test_the_bundle_holds_scores_gates_and_a_signed_provenance(home: SealedHome)
     folder = home.bundle()
     rows = [json.loads(line) for line in (folder / "scores/tuned.jsonl").read_text().splitlines()]
     assert rows == [{"row": at, "nats": row.nats, "tokens": row.tokens} for at, row in enumerate(ROWS, 1)]
-    (gate,) = json.loads((folder / "gates.json").read_text())
+    early, gate = json.loads((folder / "gates.json").read_text())
+    assert early["inputs"] == {}
+    shipped = json.loads((folder / MANIFEST).read_text())["artifacts"]
+    assert set(gate["inputs"]) == {"base_model", "data", "scores/tuned", *shipped}
+    assert {name: gate["inputs"][name] for name in shipped} == shipped
     assert (gate["gate"], gate["status"], gate["findings"][0]["value"]) == ("data", "pass", "Infinity")
     assert "passage_words" in gate["limits"]
     line = (folder / "provenance.intoto.jsonl").read_text().removesuffix("\n")
@@ -336,4 +340,4 @@ def test_the_command_verifies_exports_and_exits_with_4(home: SealedHome, tmp_pat
     assert done.code == 4
     assert "away: gates.json: altered" in done.stderr
     done = loragate("verify", "tiny@1", "--home", str(home.root), "--json", cwd=tmp_path)
-    assert (done.code, done.json["verified"], done.json["links"]) == (0, True, 8)
+    assert (done.code, done.json["verified"], done.json["links"]) == (0, True, 10)

@@ -56,8 +56,9 @@ to 6 points too high below 400 rows, and with alpha 0.004 up to 5 too low below 
 LEAST_POWER_ROWS = 100
 """Rows below which power is NaN: at 60 rows the factor that is right for one of those populations is 6 points off for
 another."""
-ROUNDING = 8 * float(np.finfo(np.float64).eps)
-"""Residuals within this share of the sums that they come from are rounding: the change is then the same everywhere."""
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
+"""Residuals within this share of the sums that they come from are the rounding of losses in float32: the change is then
+the same everywhere. Drawn anew, a few of them would have no spread at all and tell of a change without bounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,9 +147,8 @@ def release(
 @click.option(
     "--without",
     multiple=True,
-    metavar="GATE",
-    help="Have this gate (data, plan, preflight, training, quality, merge, gguf) judge and not refuse: shows what the "
-    "others catch in its place.",
+    type=click.Choice(("data", "plan", "preflight", "training", "quality", "merge", "gguf")),
+    help="Have this gate judge and not refuse: shows what the others catch in its place; repeatable.",
 )
 @click.option("--catalogue", is_flag=True, help="List the defects and the gate that should catch each; plant none.")
 @common
@@ -170,14 +170,17 @@ def sabotage(  # noqa: PLR0913 - one parameter an option
     should catch it.
     """
     with answered(verbose):
-        place = prepare(config, overrides, home, quiet, verbose)
         from loragate.defects import CATALOGUE
         from loragate.listing import catalogue_table, sabotage_table
         from loragate.orchestrator import prefect_server
 
         if catalogue:
-            put(catalogue_table(CATALOGUE))
+            if as_json:
+                put_json({"defects": [asdict(defect) for defect in CATALOGUE]})
+            else:
+                put(catalogue_table(CATALOGUE))
             return
+        place = prepare(config, overrides, home, quiet, verbose)
         with prefect_server(place) as ready:
             from flows.sabotage import sabotage as sabotage_run
 

@@ -59,7 +59,8 @@ def sealed_folder(home: "Home", record: "AttemptRecord") -> Path:
         raise ConfigError(f"attempt {record.opened.attempt} released nothing (its end is: {record.outcome})")
     folder = home.releases / record.opened.model / closed.digest
     if not folder.is_dir():
-        raise VerificationError(f"{folder}: missing; {record.release} has no sealed bundle here")
+        why = "it was taken away, or was released before releases were sealed"
+        raise VerificationError(f"{folder}: missing; {record.release} has no sealed bundle here: {why}")
     return folder
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragate.chain import HEAD, Chain
+from loragate.chain import HEAD, Chain, read_chain
 from loragate.config import RunFile
 from loragate.errors import ConfigError
 from loragate.home import Home
@@ -59,13 +59,17 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def open_chain(run: RunFile, home: Home) -> Chain:
-    """The home's chain, to be written to with the run file's key; heads signed by any key of the home are taken."""
+    """The home's chain, to be written to with the run file's key; heads signed by any key of the home are taken.
+
+    Raises:
+        VerificationError: A line of it was altered; nothing is to begin on it.
+    """
     from loragate.engines import seals
 
     key, known = sealing_key(run, home), seals.read_keys(home.keys)
-    head = str(home.chain / HEAD)
-    return Chain(
-        home.chain,
-        lambda payload: seals.sign(key, payload, seals.HEAD),
-        lambda text: seals.opened_by_any(head, text, seals.HEAD, known),
-    )
+
+    def open_head(text: str) -> bytes:
+        return seals.opened_by_any(str(home.chain / HEAD), text, seals.HEAD, known)
+
+    read_chain(home.chain, open_head, to_go_on=True)
+    return Chain(home.chain, lambda payload: seals.sign(key, payload, seals.HEAD), open_head)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from sealed_home import fill, make_home
 
 from loragate.attempt import Attempt
-from loragate.chain import events, read_chain
+from loragate.chain import CHAIN, events, read_chain
 from loragate.config import RunFile, load
 from loragate.engines import seals
 from loragate.errors import ConfigError, VerificationError
@@ -88,6 +88,20 @@ def test_what_is_no_key_is_refused_before_anything_is_on_record(
     with pytest.raises(ConfigError, match="the key cannot be read"):
         open_chain(run, home)
     assert not home.chain.exists()
+
+
+def test_nothing_begins_on_a_chain_of_which_any_line_was_altered(tmp_path: Path) -> None:
+    run, home = start(tmp_path)
+    for number in range(4):
+        open_chain(run, home).append("verdict", {"gate": str(number), "status": "fail"})
+    path = home.chain / CHAIN
+    lines = path.read_bytes().splitlines(keepends=True)
+    with path.open("ab") as file:
+        file.write(b'{"event":')  # a writer was killed here: the next event takes its place
+    open_chain(run, home)
+    path.write_bytes(b"".join([lines[0], lines[1].replace(b"fail", b"pass"), *lines[2:]]))
+    with pytest.raises(VerificationError, match=r"chain\.jsonl:3: does not follow on the line before"):
+        open_chain(run, home)
 
 
 def test_keys_of_other_kinds_and_wrong_passphrases_are_refused() -> None:

@@ -107,6 +107,14 @@ def test_the_catalogue_is_listed_without_planting_anything(place: Place) -> None
     done = place.sabotage("--catalogue")
     assert done.code == 0
     assert all(defect.name in done.stdout for defect in CATALOGUE)
+    listed = place.sabotage("--catalogue", "--json").json["defects"]
+    assert [each["name"] for each in listed] == [defect.name for defect in CATALOGUE]
+
+
+def test_an_unknown_gate_is_refused_at_once(place: Place) -> None:
+    done = place.sabotage("--without=gremlins")
+    assert done.code == 2
+    assert "'gremlins' is not one of 'data', 'plan'" in done.stderr
 
 
 KNOWN = {defect.name: defect for defect in CATALOGUE}

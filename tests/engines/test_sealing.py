@@ -64,17 +64,21 @@ def restore(home: SealedHome, sealed: SealedHome) -> None:
             path.mkdir(parents=True, exist_ok=True)
         elif not path.is_file() or path.read_bytes() != source.read_bytes():
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
             path.write_bytes(source.read_bytes())
 
 
 def flip(path: Path, at: int, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1 << bit
-    path.write_bytes(content)
+    with path.open("r+b") as file:  # in place: a file that is cut and written anew is flushed to the disk at once
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << bit]))
 
 
 def lengthen(path: Path, more: bytes) -> None:
-    path.write_bytes(path.read_bytes() + more)
+    with path.open("ab") as file:
+        file.write(more)
 
 
 def positions(size: int, most: int) -> list[int]:

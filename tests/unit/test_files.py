@@ -191,7 +191,7 @@ TURNS = b'{"conversations": [{"from": "gpt", "value": "a"}]}\n{"conversations": 
         ("rows.tsv", b'prompt\tcompletion\na?\t"a"b\n', r"rows\.tsv:2: not TSV: '\t' expected after '\"'"),
         ("rows.csv", b"prompt,prompt\na?,a\n", r'rows\.csv:1: the column "prompt" stands twice in the header'),
         ("rows.jsonl.gz", b"{}", r"rows\.jsonl\.gz: cannot be read: Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], r"rows\.jsonl\.gz: cannot be read: "),
+        ("rows.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], r"rows\.jsonl\.gz: cannot be read: "),
         (
             "rows.jsonl",
             as_jsonl([PAIR, PAIR, CHAT]).encode(),

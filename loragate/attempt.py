@@ -132,6 +132,11 @@ class Attempt:
         if self.chain is not None:
             self.chain.append(event, {"attempt": self.id, **fields})
 
+    def note_rung(self, measurement: Measurement, above: Measurement | None = None) -> None:
+        """Put a rung of the ladder on record, made from the one above, and where its sums per row are kept."""
+        self.note("rung", measurement.name, measurement.rung(above))
+        self.note("scores", measurement.name, measurement.ref)
+
     def settle(self, verdict: Verdict) -> None:
         """Put a verdict on record and tell it."""
         self.note("verdict", verdict.gate, verdict)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loragate import __version__
+from loragate.defects import CATALOGUE, GATES
 from loragate.errors import GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
 from loragate.release_commands import export, list_releases, show, verify, waive
@@ -147,7 +148,7 @@ def release(
 @click.option(
     "--without",
     multiple=True,
-    type=click.Choice(("data", "plan", "preflight", "training", "quality", "merge", "gguf")),
+    type=click.Choice(GATES),
     help="Have this gate judge and not refuse: shows what the others catch in its place; repeatable.",
 )
 @click.option("--catalogue", is_flag=True, help="List the defects and the gate that should catch each; plant none.")
@@ -170,7 +171,6 @@ def sabotage(  # noqa: PLR0913 - one parameter an option
     should catch it.
     """
     with answered(verbose):
-        from loragate.defects import CATALOGUE
         from loragate.listing import catalogue_table, sabotage_table
         from loragate.orchestrator import prefect_server
 

@@ -7,10 +7,13 @@ that lets its defect through is a gate that says less than it seems to.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 IN_A_MEASUREMENT = "dropped-token"
 """Name of the defect that is planted into what a measurement says."""
+Gate = Literal["data", "plan", "preflight", "training", "quality", "merge", "gguf"]
+"""Gates that have a defect to catch; gguf stands for that of any file."""
+GATES: tuple[Gate, ...] = get_args(Gate)
 Status = Literal["caught", "elsewhere", "survived", "not applicable"]
 
 ADAPTER_RULES = "the training gate reads the adapter back from disk"
@@ -26,7 +29,7 @@ class Defect:
         name: Machine name, stable across versions.
         what: What is wrong in the copy.
         place: What it is planted into: `run` for the run file's data and base model, or the step whose outcome it is.
-        gate: Which gate should refuse it; gguf stands for that of any file.
+        gate: Which gate should refuse it.
         advice: What its survival means, and what to do about it.
         file: Of a GGUF file its quantisation; empty for the one that is judged first.
     """
@@ -34,7 +37,7 @@ class Defect:
     name: str
     what: str
     place: str
-    gate: str
+    gate: Gate
     advice: str
     file: str = ""
 

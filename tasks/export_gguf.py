@@ -77,7 +77,6 @@ def probe_gguf(
     stored, evidence = attempt.build(steps, GgufEvidence, make)
     ref, rung = stored.ref, f"gguf_{name}"
     measured = Measurement(rung, evidence.rows, evidence.answers, ref.path, ref.digest, evidence.divergences)
-    attempt.note("rung", rung, measured.rung(above))
-    attempt.note("scores", rung, ref)
+    attempt.note_rung(measured, above)
     limit = getattr(attempt.config.gates.gguf, f"max_perplexity_ratio_{name}")
     return Probed(name, measured, evidence, descend(attempt, above, measured, limit))

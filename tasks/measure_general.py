@@ -12,12 +12,11 @@ from loragate.refs import Ref, digest_file
 from loragate.work import DrawAnswers, MeasureModel, Model
 from tasks.compare_models import compare_models
 from tasks.measure_model import score
-from tasks.models import PASSES, adapted
+from tasks.models import LIBRARIES, PASSES, adapted
 from tasks.policies import STEP
 
 ANSWER_TOKENS = 32
 """Longest drawn answer: most of what a training changes in general answers shows within it (own choice)."""
-LIBRARIES = ("torch", "transformers", "peft")
 
 
 @task(name="measure general", **STEP)
@@ -55,6 +54,5 @@ def _general_rows(attempt: Attempt, base: FetchedBase, rows: Rows) -> Ref:
 def _measured(attempt: Attempt, name: str, model: Model, general: Ref, inputs: dict[str, str]) -> Measurement:
     request = MeasureModel(model, general.path, (), 1, attempt.config.train.most_tokens, keeps=False)
     measurement = score(attempt, f"{GENERAL}{name}", request, {"general": general.digest, **inputs})
-    attempt.note("rung", measurement.name, measurement.rung())
-    attempt.note("scores", measurement.name, measurement.ref)
+    attempt.note_rung(measurement)
     return measurement

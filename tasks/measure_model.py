@@ -12,7 +12,7 @@ from loragate.challenge import CHAMPION
 from loragate.record import as_plain
 from loragate.refs import Ref, digest_text
 from loragate.work import Measured, MeasureModel
-from tasks.models import PASSES, adapted, first_questions, merged_model
+from tasks.models import LIBRARIES, PASSES, adapted, first_questions, merged_model, weight_format
 from tasks.policies import STEP
 from tasks.sit_tasks import sit_tasks
 
@@ -50,8 +50,7 @@ def measure_model(
     measurement = score(attempt, name, request, inputs)
     if not is_merged:  # before anything is trained, a task that cannot be sat ends the attempt
         measurement = replace(measurement, scores=sit_tasks(attempt, name, model, inputs))
-    attempt.note("rung", name, measurement.rung(against[-1] if against else None))
-    attempt.note("scores", name, measurement.ref)
+    attempt.note_rung(measurement, against[-1] if against else None)
     return measurement
 
 
@@ -62,10 +61,9 @@ def score(attempt: Attempt, step: str, request: MeasureModel, inputs: Mapping[st
         step,
         inputs,
         code=(*PASSES, "loragate.engines.predictions", "loragate.engines.scoring", "loragate.ladder"),
-        libraries=("torch", "transformers", "peft"),
+        libraries=LIBRARIES,
         settings={
-            "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
-            "dtype": model.dtype,
+            **weight_format(model),
             "questions": digest_text(json.dumps(as_plain(request.questions))),
             "answer_tokens": request.answer_tokens,
             "forward_tokens": request.forward_tokens,

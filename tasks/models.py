@@ -14,6 +14,8 @@ PASSES = tuple(
     for name in ("attention", "cuda_kernels", "fused", "heads", "language_model", "noise", "packing")
 )
 """Modules that decide how rows go through a model."""
+LIBRARIES = ("torch", "transformers", "peft")
+"""Distributions that do so."""
 
 
 def adapted(attempt: Attempt, base: FetchedBase, adapter: str | None) -> Model:
@@ -27,6 +29,14 @@ def adapted(attempt: Attempt, base: FetchedBase, adapter: str | None) -> Model:
         quantization=train.quantization,
         double_quantization=train.double_quantization,
     )
+
+
+def weight_format(model: Model) -> dict[str, object]:
+    """In which numbers a model's weights are loaded, as a recipe's settings."""
+    return {
+        "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
+        "dtype": model.dtype,
+    }
 
 
 def merged_model(attempt: Attempt, base: FetchedBase, folder: str) -> Model:

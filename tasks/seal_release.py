@@ -1,6 +1,5 @@
 """Seal a release: put what ships and the evidence for it into one signed folder, and the release into the chain."""
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, Closed, now
 from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
-from loragate.store import MARKER, copy_file_linked
+from loragate.store import MARKER, copy_file_linked, write_atomically
 from tasks.release_keys import sealing_key
 
 TEMPLATE = "chat_template.jinja"
@@ -103,7 +102,7 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
         "report.html": _report(record, digest),
     }
     for name, content in texts.items():
-        _put(building / name, content)
+        write_atomically(building / name, content)
     files = shipped | {name: digest_file(building / name) for name in texts}
     assert attempt.chain is not None
     facts = manifest(
@@ -114,20 +113,12 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
         head=attempt.chain.head(),
         files=dict(sorted(files.items())),
     )
-    _put(building / bundle.MANIFEST, canonical(facts))
+    write_atomically(building / bundle.MANIFEST, canonical(facts))
     bundle.list_files(building)
     sealing.seal(building, key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building.rename(folder)
     shutil.rmtree(root)
-
-
-def _put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _link_artifacts(building: Path, record: AttemptRecord) -> dict[str, str]:

@@ -6,7 +6,7 @@ from loragate.attempt import Attempt, Measurement, recipe
 from loragate.benchmark import Benchmarked, Score, compared
 from loragate.task_files import SitTasks, task_files
 from loragate.work import Model
-from tasks.models import PASSES
+from tasks.models import LIBRARIES, PASSES, weight_format
 
 
 def sit_tasks(attempt: Attempt, name: str, model: Model, inputs: Mapping[str, str]) -> dict[str, Score]:
@@ -19,10 +19,9 @@ def sit_tasks(attempt: Attempt, name: str, model: Model, inputs: Mapping[str, st
         f"tasks_{name}",
         {key: inputs[key] for key in ("base", "weights")} | {f"task {each.name}": each.digest for each in asked},
         code=(*PASSES, "loragate.benchmark", "loragate.engines.benchmarks", "loragate.task_files"),
-        libraries=("torch", "transformers", "peft", "lm-eval", "datasets"),
+        libraries=(*LIBRARIES, "lm-eval", "datasets"),
         settings={
-            "quantized": [model.quantization, model.double_quantization] if model.quantized else False,
-            "dtype": model.dtype,
+            **weight_format(model),
             "draws": draws,
             "seed": seed,
         },

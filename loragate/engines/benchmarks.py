@@ -28,8 +28,8 @@ from transformers import GenerationConfig
 
 from loragate.benchmark import Score
 from loragate.child import Progress, Report
-from loragate.engines.fused import quicken, settle
-from loragate.engines.language_model import load_tokenizer, load_weights, with_adapter
+from loragate.engines.fused import load_settled
+from loragate.engines.language_model import load_tokenizer
 from loragate.errors import ConfigError, first_line
 from loragate.refs import digest_json
 from loragate.task_files import SitTasks, TaskFile
@@ -99,9 +99,7 @@ def _wrong(asked: TaskFile, what: str) -> ConfigError:
 
 def _model(request: SitTasks) -> Any:
     """The model as every step loads it, in the harness's clothes: it ends answers where its own stop tokens do."""
-    model = with_adapter(load_weights(request.model), request.model)
-    quicken(model)
-    settle(model)
+    model = load_settled(request.model)
     tokenizer = load_tokenizer(request.model.base)
     stops = list(request.model.base.stop_ids)
     plain = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id or stops[0])

@@ -17,7 +17,8 @@ import torch
 from peft.tuners import lora
 
 from loragate.engines.adapters import ADAPTER, lora_modules
-from loragate.engines.language_model import inner_model
+from loragate.engines.language_model import inner_model, load_weights, with_adapter
+from loragate.work import Model
 
 OFF_IN_LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 """What is computed here in a way that a CUDA graph can hold."""
@@ -73,6 +74,14 @@ def settle(model: Any) -> None:
         if hasattr(module, "fused_adapter"):
             sides = (module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight)
             module.fused_adapter = tuple(side.to(inner_model(model).dtype) for side in sides)
+
+
+def load_settled(model: Model) -> Any:
+    """Load weights, with their adapter where there is one, as fast as they go and not to be trained."""
+    loaded = with_adapter(load_weights(model), model)
+    quicken(loaded)
+    settle(loaded)
+    return loaded
 
 
 def is_4bit(module: Any) -> bool:

@@ -19,8 +19,8 @@ import torch
 from transformers import GenerationConfig
 
 from loragate.child import Progress, Report
-from loragate.engines.fused import quicken, settle
-from loragate.engines.language_model import load_tokenizer, load_weights, template_of
+from loragate.engines.fused import load_settled
+from loragate.engines.language_model import load_tokenizer, template_of
 from loragate.rendering import Example, rendered_line
 from loragate.rows import Conversation, Message
 from loragate.work import DrawAnswers
@@ -31,9 +31,7 @@ FILE = "general.jsonl"
 
 def draw(request: DrawAnswers, report: Report) -> int:
     """Write a row for each question into the folder; return how many. The same seed gives the same rows."""
-    model = load_weights(request.model)
-    quicken(model)
-    settle(model)
+    model = load_settled(request.model)
     tokenizer = load_tokenizer(request.model.base)
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 
 from loragate.child import Progress, Report
-from loragate.engines.fused import quicken, settle
+from loragate.engines.fused import load_settled
 from loragate.engines.language_model import (
     device,
     load_tokenizer,
-    load_weights,
     log_probabilities,
     read_examples,
     template_of,
-    with_adapter,
 )
 from loragate.engines.packing import passes_for
 from loragate.engines.predictions import GROUPS, LEAST, LIKELIEST, Gathered, Predictions
@@ -36,9 +34,7 @@ LEAST_CUDA_TOKENS = 8192
 
 def measure(request: MeasureModel, report: Report) -> Measured:
     """Score every row, keep the predictions of the first ones and hold them against other models', answer questions."""
-    model = with_adapter(load_weights(request.model), request.model)
-    quicken(model)
-    settle(model)
+    model = load_settled(request.model)
     examples = read_examples(request.examples)
     rows = score(model, examples, request.forward_tokens, report)
     divergences: dict[str, Divergence] = {}

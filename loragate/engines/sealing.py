@@ -1,6 +1,5 @@
 """Signing a release's folder with OpenSSF model-signing; reading the signature back is `loragate.engines.seals`."""
 
-import base64
 import json
 import os
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from model_signing import hashing, signing
 
 from loragate.bundle import SIGNATURE
-from loragate.engines.seals import SealingKey, spelled
+from loragate.engines.seals import SealingKey, parts, spelled
 from loragate.store import write_atomically
 
 
@@ -27,5 +26,4 @@ def seal(folder: Path, key: SealingKey) -> None:
     finally:
         os.close(descriptor)
     envelope = json.loads(target.read_text(encoding="utf-8"))["dsseEnvelope"]
-    payload, signature = (base64.b64decode(text) for text in (envelope["payload"], envelope["signatures"][0]["sig"]))
-    write_atomically(target, spelled(payload, signature, key.name))
+    write_atomically(target, spelled(*parts(SIGNATURE, envelope), key.name))

@@ -178,7 +178,7 @@ def opened(name: str, text: str, kind: str, public: str) -> bytes:
         VerificationError: It is not so; the message begins with `name`.
     """
     envelope = parse_canonical(name, text)
-    payload, signature = _parts(name, envelope)
+    payload, signature = parts(name, envelope)
     if envelope != _envelope(payload, kind, signature, key_name(public)):
         raise VerificationError(f"{name}: signed with another key than {key_name(public)[:12]}, or altered")
     _require_signature(name, payload, kind, signature, public)
@@ -213,7 +213,7 @@ def unseal(text: str, own: str | None, *, publics: Mapping[str, str] | None = No
     """
     value = parse_canonical(SIGNATURE, text)
     envelope = value.get("dsseEnvelope") if isinstance(value, dict) else None
-    payload, signature = _parts(SIGNATURE, envelope)
+    payload, signature = parts(SIGNATURE, envelope)
     public = _own(own, text, payload) if publics is None else _among(publics, value)
     hint = key_name(public)
     if text != spelled(payload, signature, hint):
@@ -281,8 +281,12 @@ def _envelope(payload: bytes, kind: str, signature: bytes, key: str) -> dict[str
     return {"payload": base64.b64encode(payload).decode("ascii"), "payloadType": kind, "signatures": signatures}
 
 
-def _parts(name: str, envelope: object) -> tuple[bytes, bytes]:
-    """Payload and signature of an envelope."""
+def parts(name: str, envelope: object) -> tuple[bytes, bytes]:
+    """Payload and signature of an envelope.
+
+    Raises:
+        VerificationError: It is none.
+    """
     try:
         assert isinstance(envelope, dict)
         (signature,) = envelope["signatures"]

@@ -15,14 +15,13 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.release import release_model, walk
-from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted
+from loragate.defects import CATALOGUE, GATES, IN_A_MEASUREMENT, Defect, Planted
 from loragate.home import Home
 from tasks.sabotage import inspected, planted, sound_run
 
 # MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 
-GATES = ("data", "plan", "preflight", "training", "quality", "merge", "gguf")
 STRICT = {
     "min_stop_share": 0.0,
     "max_kl_f16": 1e-4,

@@ -1,23 +1,22 @@
 """The command `loragate`: a front door that imports nothing heavy until it is needed."""
 
 import contextlib
-import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from loragate import __version__
 from loragate.errors import GateRefusedError, VerificationError
-from loragate.terminal import answered, passphrase, put, put_json
+from loragate.options import common, config_argument, overrides_option
+from loragate.release_commands import list_releases, show, waive
+from loragate.terminal import answered, put, put_json
 
 if TYPE_CHECKING:
     from loragate.home import Home, Kind
     from loragate.record import AttemptRecord
-
-F = TypeVar("F", bound=Callable[..., None])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,32 +34,6 @@ def main() -> None:
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
     5 blocked (another release of the model is running), 1 anything unexpected.
     """
-
-
-def common(command: F) -> F:
-    """Add the options that every command has."""
-    for option in reversed(
-        (
-            click.option(
-                "--home", metavar="DIR", help="State folder; else the run file's home, LORAGATE_HOME, ./.loragate."
-            ),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."),
-            click.option("-q", "--quiet", is_flag=True, help="Tell only the result and errors."),
-            click.option("-v", "--verbose", is_flag=True, help="Show orchestrator logs, and tracebacks of errors."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-config_argument = click.argument("config", type=click.Path(path_type=Path))
-overrides_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY.PATH=VALUE",
-    help="Override a key of the run file; repeatable.",
-)
 
 
 @main.command()
@@ -205,104 +178,6 @@ def sabotage(  # noqa: PLR0913 - one parameter an option
             sys.exit(VerificationError.exit_code)
 
 
-@main.command("list")
-@click.argument("model", required=False)
-@common
-def list_releases(model: str | None, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
-    """List attempts: release, verdict, aliases, when, digest. MODEL narrows it to one model."""
-    with answered(verbose):
-        from loragate.home import find_home
-        from loragate.listing import as_rows, as_table
-
-        place = find_home(home)
-        rows = as_rows(place.records(), model)
-        if as_json:
-            put_json({"releases": rows})
-        else:
-            put(as_table(rows) if rows else f"nothing{f' of {model}' if model else ''} on record in {place.root}")
-
-
-@main.command()
-@click.argument("name", metavar="RELEASE")
-@click.option("--html", is_flag=True, help="Print the path of the HTML report and nothing else.")
-@common
-def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
-    """Show one release: gates, ladder, artifacts.
-
-    RELEASE is model@version, model@champion, an attempt's id, or a model's name for its newest attempt, refused or not.
-    """
-    with answered(verbose):
-        from loragate.home import find_home
-        from loragate.listing import describe, pick
-        from loragate.record import summary
-
-        place = find_home(home)
-        record = pick(place.records(), name, str(place.root))
-        report = str(place.report(record.opened.attempt))
-        if html:
-            put(report)
-        elif as_json:
-            put_json(summary(record, report=report))
-        else:
-            put(describe(record, report))
-
-
-@main.command()
-@click.argument("attempt", metavar="ATTEMPT")
-@click.option("--rule", required=True, metavar="GATE/RULE", help="The rule that refused, as the refusal names it.")
-@click.option("--by", required=True, metavar="NAME", help="Who answers for it: one of gates.waivers.signers.")
-@click.option("--reason", required=True, metavar="TEXT", help="Why the finding is taken as it is.")
-@click.option("--until", required=True, metavar="YYYY-MM-DD", help="Last day (UTC) on which the waiver counts.")
-@click.option(
-    "--key",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Private key of that person (ssh-keygen -t ed25519). Its passphrase, where it has one, is taken from "
-    "LORAGATE_KEY_PASSPHRASE or asked for.",
-)
-@click.option("--config", type=click.Path(path_type=Path), help="The run file, where it has moved since the attempt.")
-@common
-def waive(  # noqa: PLR0913 - one parameter an option
-    attempt: str,
-    rule: str,
-    by: str,
-    reason: str,
-    until: str,
-    key: Path,
-    config: Path | None,
-    home: str | None,
-    as_json: bool,
-    quiet: bool,  # noqa: ARG001
-    verbose: bool,
-) -> None:
-    """Waive one rule that refused ATTEMPT, for that candidate and until a date, by a signed file.
-
-    Writes the waiver and its signature where the run file looks for them (gates.waivers.files). Release again: the
-    finding stays on record with its value and limit, is shown as WAIVED, and no longer refuses. Any change of data,
-    settings or artifacts makes another candidate, which the waiver is not for.
-    """
-    with answered(verbose):
-        from datetime import UTC, datetime
-
-        from loragate import waivers, waiving
-        from loragate.config import load
-        from loragate.engines import signing
-        from loragate.home import find_home
-
-        record = waiving.find_attempt(find_home(home), attempt)
-        run = load(waiving.run_file(record, config))
-        waiver = waiving.draft(record, waiving.Wish(rule, by, reason, until), run, datetime.now(UTC).date())
-        private = signing.load_private_key(key, passphrase)
-        waiving.require_own_key(run, by, private.public)
-        sign = functools.partial(signing.sign, private, namespace=waivers.NAMESPACE)
-        written = [str(path) for path in waiving.write(run, waiver, sign)]
-        if as_json:
-            put_json({"written": written, "candidate": waiver.candidate, "rule": rule, "until": waiver.until})
-        else:
-            put("\n".join(f"wrote {path}" for path in written))
-            put(f"It counts until {waiver.until} for candidate {waiver.candidate}: loragate release {run.path}")
-
-
 @main.command()
 @click.argument("configs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--cron", default="0 3 * * 1", show_default=True, help="When to release, as a cron expression.")
@@ -394,6 +269,10 @@ def tell_where(address: str) -> None:
     from loragate.narration import tell
 
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
+
+
+for command in (list_releases, show, waive):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def release_digest(record: AttemptRecord, config: Config) -> str:
         {
             "digests": _digests(record),
             "verdicts": {verdict.gate: verdict.status for verdict in record.verdicts},
-            "settings": _settings(config, (*JUDGED, "record")),
+            "settings": _settings(config, JUDGED) | {"record": {"tracking_uri": config.record.tracking_uri}},
             "waivers": list(honoured),
         }
     )

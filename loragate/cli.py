@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from loragate import __version__
-from loragate.errors import GateRefusedError, VerificationError
+from loragate.errors import BlockedError, GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
+from loragate.promotion_commands import promote, reconcile, rollback
 from loragate.release_commands import list_releases, show, waive
 from loragate.terminal import answered, put, put_json
 
@@ -32,7 +33,8 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
-    5 blocked (another release of the model is running), 1 anything unexpected.
+    5 blocked (another release of the model is running, another one became champion, MLflow does not answer),
+    1 anything unexpected.
     """
 
 
@@ -105,7 +107,9 @@ def release(
 ) -> None:
     """Walk the whole road: check, measure, train, judge, merge, convert, register.
 
-    Run again after an interruption, it goes on where it was; run again unchanged, it finds the release it made.
+    Run again after an interruption, it goes on where it was; run again unchanged, it finds the release it made. A
+    release becomes champion if the champion is still the one that it was judged against (record.promote: candidate
+    stops before that); else, and where MLflow does not answer, it is on record and the exit code is 5.
     """
     with answered(verbose):
         place = prepare(config, overrides, home, quiet, verbose)
@@ -117,13 +121,14 @@ def release(
 
             ready()
             outcome: Mapping[str, object]
+            code = 0
             try:
                 outcome = release_model(str(config), str(place.root), list(overrides))
-            except GateRefusedError:
-                outcome = newest(place, before, "record")
+            except (GateRefusedError, BlockedError) as error:
+                outcome, code = newest(place, before, "record"), error.exit_code
         put_outcome(place, outcome, "record", as_json)
-        if outcome["verdict"] == "refused":
-            sys.exit(GateRefusedError.exit_code)
+        if code:
+            sys.exit(code)
 
 
 @main.command()
@@ -271,7 +276,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive):
+for command in (list_releases, show, waive, promote, rollback, reconcile):
     main.add_command(command)
 
 

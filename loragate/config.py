@@ -142,6 +142,8 @@ class Record(Section):
 
     tracking_uri: str | None = None
     """MLflow server; null: MLFLOW_TRACKING_URI where it is set, else SQLite and files under the home."""
+    promote: Literal["champion", "candidate"] = "champion"
+    """What a release becomes when it has passed every gate: champion at once, or candidate until `loragate promote`."""
 
 
 class Config(Section):

@@ -25,19 +25,24 @@ MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file,
 MAX_TAG_CHARS = 8000
 MAX_BATCH = 1000  # metrics in one request
 STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
-ALIASES = ("candidate", "champion")
-"""Given in this order; the second says that every gate passed or was waived, which is when registration happens."""
 WAIVERS = "loragate.waivers"
 """Tag of runs and versions that needed a waiver: which rules were waived, by whom, until when and why."""
 
 
 def open_run(attempt: Attempt) -> Tracked:
-    """Open the attempt's MLflow run, or return the one it has."""
-    known = attempt.journal.read().tracked
-    if known is not None:
-        return known
+    """Open the attempt's MLflow run, or return the one it has.
+
+    An attempt that was closed while MLflow did not answer has none in its journal, to which nothing is added any more;
+    its run is then found by its name.
+    """
+    record = attempt.journal.read()
+    if record.tracked is not None:
+        return record.tracked
     client = MlflowClient(attempt.tracking_uri)
     experiment = _experiment(client, attempt)
+    found = client.search_runs([experiment], f"tags.\"mlflow.runName\" = '{attempt.id}'")
+    if found:
+        return _tracked(attempt, record, found[0].info.run_id)
     _end_killed_runs(client, attempt, experiment)
     tags = {
         "mlflow.runName": attempt.id,
@@ -46,8 +51,13 @@ def open_run(attempt: Attempt) -> Tracked:
     }
     run = client.create_run(experiment, tags=tags)
     client.log_batch(run.info.run_id, params=[Param(name, text) for name, text in _parameters(attempt)])
-    tracked = Tracked(run.info.run_id, attempt.tracking_uri)
-    attempt.note("tracked", "", tracked)
+    return _tracked(attempt, record, run.info.run_id)
+
+
+def _tracked(attempt: Attempt, record: AttemptRecord, run_id: str) -> Tracked:
+    tracked = Tracked(run_id, attempt.tracking_uri)
+    if record.closed is None:
+        attempt.note("tracked", "", tracked)
     return tracked
 
 
@@ -160,7 +170,8 @@ def _log_artifacts(client: MlflowClient, run_id: str, attempt: Attempt, record: 
         name = f"waivers/{PurePath(file.file).name}"
         client.log_text(run_id, file.text, name)
         client.log_text(run_id, file.signature, name + SIGNATURE)
-    client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
+    if attempt.run.path.is_file():  # it may have gone by the time that a reconciliation brings the rest
+        client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
     client.log_dict(run_id, dict(plain(attempt.config)), "config.json")
     client.log_dict(run_id, record.opened.environment, "environment.json")
 
@@ -183,10 +194,10 @@ def close_run(attempt: Attempt, record: AttemptRecord) -> None:
     client.set_terminated(tracked.run_id, STATUS[record.outcome])
 
 
-def register(attempt: Attempt, digest: str) -> str:
-    """Register the attempt's run as a model version under `candidate`, then `champion`; return the version.
+def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = None) -> str:
+    """Register the attempt's run as a model version, without an alias; return the version.
 
-    A version of the same digest that an interrupted attempt registered is used again.
+    A version of the same digest that an interrupted attempt registered is used again. `seal` is told by its tags.
     """
     tracked = open_run(attempt)
     client, name = MlflowClient(tracked.uri), attempt.config.model
@@ -201,8 +212,6 @@ def register(attempt: Attempt, digest: str) -> str:
     else:
         source = client.get_run(tracked.run_id).info.artifact_uri + "/model"
         tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
-        tags |= _waivers(attempt.journal.read())
+        tags |= {**(seal or {}), **_waivers(attempt.journal.read())}
         version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
-    for alias in ALIASES:
-        client.set_registered_model_alias(name, alias, version)
     return version

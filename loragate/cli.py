@@ -250,7 +250,8 @@ def put_outcome(place: "Home", outcome: Mapping[str, object], kind: "Kind", as_j
         return
     from loragate.listing import describe, describe_check
 
-    record = place.journal(str(outcome["attempt"]), kind).read()
+    attempt = str(outcome["attempt"])
+    record = place.told(attempt) if kind == "record" else place.journal(attempt, kind).read()
     report = str(place.report(record.opened.attempt, kind))
     if kind == "checks":
         put(describe_check(record, report))

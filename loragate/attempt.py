@@ -125,12 +125,22 @@ class Attempt:
         elif isinstance(value, Review) and value.honoured:
             self._chained("waiver", gate=name, candidate=value.candidate, waivers=[w.digest for w in value.honoured])
         elif isinstance(value, Closed):
-            told = {"outcome": value.outcome, "version": value.version, "release": value.digest}
-            self._chained("closed", journal=digest_file(self.journal.path), **told)
+            self._chained("closed", **self._end(value))
 
     def _chained(self, event: str, **fields: object) -> None:
         if self.chain is not None:
-            self.chain.append(event, {"attempt": self.id, **fields})
+            self.chain.append(event, {"attempt": self.id} | fields)
+
+    def chain_end(self) -> None:
+        """Put the end into the chain, where whoever wrote the journal's last line was killed before that."""
+        closed = self.journal.read().closed
+        assert closed is not None
+        if self.chain is not None and not self.chain.has("closed", self._end(closed)):
+            self.chain.append("closed", self._end(closed))
+
+    def _end(self, closed: Closed) -> dict[str, object]:
+        told = {"outcome": closed.outcome, "version": closed.version, "release": closed.digest}
+        return {"attempt": self.id, "journal": digest_file(self.journal.path), **told}
 
     def note_rung(self, measurement: Measurement, above: Measurement | None = None) -> None:
         """Put a rung of the ladder on record, made from the one above, and where its sums per row are kept."""

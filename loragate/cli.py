@@ -11,8 +11,9 @@ import click
 
 from loragate import __version__
 from loragate.defects import CATALOGUE, GATES
-from loragate.errors import GateRefusedError, VerificationError
+from loragate.errors import BlockedError, GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
+from loragate.promotion_commands import promote, reconcile, rollback
 from loragate.release_commands import export, list_releases, show, verify, waive
 from loragate.terminal import answered, put, put_json
 
@@ -35,7 +36,8 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
-    5 blocked (another release of the model is running), 1 anything unexpected.
+    5 blocked (another release of the model is running, another one became champion, MLflow does not answer),
+    1 anything unexpected.
     """
 
 
@@ -120,7 +122,9 @@ def release(
 ) -> None:
     """Walk the whole road: check, measure, train, judge, merge, convert, register.
 
-    Run again after an interruption, it goes on where it was; run again unchanged, it finds the release it made.
+    Run again after an interruption, it goes on where it was; run again unchanged, it finds the release it made. A
+    release becomes champion if the champion is still the one that it was judged against (record.promote: candidate
+    stops before that); else, and where MLflow does not answer, it is on record and the exit code is 5.
     """
     with answered(verbose):
         place = prepare(config, overrides, home, quiet, verbose)
@@ -132,13 +136,14 @@ def release(
 
             ready()
             outcome: Mapping[str, object]
+            code = 0
             try:
                 outcome = release_model(str(config), str(place.root), list(overrides))
-            except GateRefusedError:
-                outcome = newest(place, before, "record")
+            except (GateRefusedError, BlockedError) as error:
+                outcome, code = newest(place, before, "record"), error.exit_code
         put_outcome(place, outcome, "record", as_json)
-        if outcome["verdict"] == "refused":
-            sys.exit(GateRefusedError.exit_code)
+        if code:
+            sys.exit(code)
 
 
 @main.command()
@@ -261,7 +266,8 @@ def put_outcome(place: "Home", outcome: Mapping[str, object], kind: "Kind", as_j
         return
     from loragate.listing import describe, describe_check
 
-    record = place.journal(str(outcome["attempt"]), kind).read()
+    attempt = str(outcome["attempt"])
+    record = place.told(attempt) if kind == "record" else place.journal(attempt, kind).read()
     report = str(place.report(record.opened.attempt, kind))
     if kind == "checks":
         put(describe_check(record, report))
@@ -287,7 +293,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive, verify, export):
+for command in (list_releases, show, waive, verify, export, promote, rollback, reconcile):
     main.add_command(command)
 
 

@@ -145,6 +145,8 @@ class Record(Section):
     signing_key: str | None = None
     """Private key (EC, PEM) that seals releases, relative to this file; null: LORAGATE_SIGNING_KEY (a path, or the key
     itself), else the home's own, which is made when first needed."""
+    promote: Literal["champion", "candidate"] = "champion"
+    """What a release becomes when it has passed every gate: champion at once, or candidate until `loragate promote`."""
 
 
 class Config(Section):

@@ -37,6 +37,16 @@ class BusyError(LoragateError, RuntimeError):
     exit_code = 5
 
 
+class BlockedError(LoragateError, RuntimeError):
+    """Something else has to happen first: another release became champion in the meantime, an alias was moved."""
+
+    exit_code = 5
+
+
+class OutageError(BlockedError, OSError):
+    """MLflow cannot be reached or does not do as asked; what was to be done is on record and is done later."""
+
+
 class GateRefusedError(LoragateError, ValueError):
     """A gate refused the release: a result, not a crash."""
 

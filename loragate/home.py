@@ -1,5 +1,6 @@
 """Where state lives: one folder for run store, record, logs and the embedded MLflow and Prefect data."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Literal
 from loragate.config import RunFile
 from loragate.errors import VerificationError
 from loragate.places import KEYS, home_root
+from loragate.promotion_log import PromotionLog
 from loragate.record import AttemptRecord, Journal
+from loragate.standings import Standings
 from loragate.store import Store
 
 Kind = Literal["record", "checks", "sabotage"]
+PROMOTIONS = "promotions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,40 @@ class Home:
         """The HTML report of one attempt, or of one check of data alone."""
         return self.root / kind / attempt / "report.html"
 
+    def promotions(self, model: str) -> PromotionLog:
+        """The log of a model's promotions: who is champion."""
+        return PromotionLog(self.root / PROMOTIONS / model)
+
+    def promoted_models(self) -> list[str]:
+        """Models that have such a log."""
+        return sorted(path.parent.name for path in (self.root / PROMOTIONS).glob("*/log.jsonl"))
+
+    def store_name(self, uri: str) -> str:
+        """What a log calls an MLflow store: its address, or nothing where it is the one in this home."""
+        return "" if uri == self.tracking_uri else uri
+
     def records(self) -> list[AttemptRecord]:
-        """Every attempt on record, oldest first; one that was killed before its opening line is none."""
+        """Every attempt on record, oldest first, with version and aliases as they are by the promotion logs.
+
+        One that was killed before its opening line is none.
+        """
+        found = self.journals()
+        models = {record.opened.model for record in found}
+        told = {r.opened.attempt: r for model in models for r in self.standings(model, found).told}
+        return [told[record.opened.attempt] for record in found]
+
+    def told(self, attempt: str) -> AttemptRecord:
+        """One attempt, with version and aliases as they are by the promotion log."""
+        record = self.journal(attempt).read()
+        return self.standings(record.opened.model, [record]).told[0]
+
+    def standings(self, model: str, records: Sequence[AttemptRecord] | None = None) -> Standings:
+        """What the promotion log says about a model's attempts."""
+        mine = [r for r in (self.journals() if records is None else records) if r.opened.model == model]
+        return Standings(tuple(mine), self.promotions(model).lines(), self.tracking_uri)
+
+    def journals(self) -> list[AttemptRecord]:
+        """Every attempt as its own journal has it, oldest first."""
         found = []
         for path in (self.root / "record").glob("*/journal.jsonl"):
             with suppress(VerificationError):

@@ -100,7 +100,7 @@ def describe(record: AttemptRecord, report: str) -> str:
         *_merges(record),
         *(f"{name:<18} {ref.path}" for name, ref in record.artifacts.items()),
         f"{'attempt':<18} {record.opened.attempt}, started {record.opened.started}",
-        *([f"{'aliases given':<18} {', '.join(closed.aliases)}"] if closed and closed.aliases else []),
+        *([f"{'aliases':<18} {', '.join(closed.aliases)}"] if closed and closed.aliases else []),
         *([f"{'digest':<18} {closed.digest}"] if closed and closed.digest else []),
         *([f"{'report':<18} {report}"] if report else []),
     ]

@@ -5,7 +5,6 @@ up to the point where it ended. Nothing is ever rewritten.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from loragate.defects import Planted
 from loragate.errors import VerificationError
 from loragate.histogram import Histogram
 from loragate.ladder import Rung
+from loragate.lines import append_line
 from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
@@ -44,6 +44,7 @@ Event = Literal[
     "benchmark",
     "look",
     "champion",
+    "incumbent",
     "curve",
     "histogram",
     "fixed",
@@ -196,6 +197,8 @@ class AttemptRecord:
         benchmarks: Base and tuned model on each task of gates.quality.tasks, by its name.
         look: The challenger's look at the held-out rows; None where it came to none.
         champion: Release that the challenger was held against; None where there was none.
+        incumbent: Version that was champion when the challenger was judged, empty where none was; None where the road
+            did not come that far.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
         worst_rows: Held-out rows with which the tuned model fares worst against baseline and champion, the worst first.
@@ -213,6 +216,7 @@ class AttemptRecord:
     benchmarks: dict[str, Benchmarked] = field(default_factory=dict)
     look: Look | None = None
     champion: str | None = None
+    incumbent: str | None = None
     curve: tuple[CurvePoint, ...] = ()
     lengths: Histogram | None = None
     taught_shares: Histogram | None = None
@@ -256,11 +260,7 @@ class Journal:
     def append(self, event: Event, name: str, value: object) -> None:
         """Add one line and force it to disk before returning."""
         line = json.dumps({"event": event, "name": name, "value": as_plain(value)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, line)
 
     def events(self) -> Iterator[tuple[str, str, Json]]:
         """Yield (event, name, value); a last line cut short by a kill is left out."""
@@ -294,7 +294,8 @@ class Journal:
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             benchmarks={name: _as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
             look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
-            champion=_as(str, seen["champion"][""]) if "champion" in seen else None,
+            champion=_as(str, seen["champion"][""]) if "" in seen.get("champion", {}) else None,
+            incumbent=_as(str, seen["incumbent"][""]) if "incumbent" in seen else None,
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
             taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,

@@ -39,7 +39,8 @@ def attempted(config: str, home: str | None, overrides: Sequence[str] | None) ->
             end(attempt, Closed("refused", str(refusal), now()))
             raise
         except BaseException as error:
-            end(attempt, Closed("failed", f"{type(error).__name__}: {error}", now()))
+            if attempt.journal.read().closed is None:  # else the release itself is whole, and its promotion is not
+                end(attempt, Closed("failed", f"{type(error).__name__}: {error}", now()))
             raise
 
 

@@ -43,12 +43,18 @@ def look_at_rows(attempt: Attempt, rows: Rows, adapter: Adapter) -> Wear:
 
 @task(name="measure champion", **STEP)
 def measure_champion(attempt: Attempt, base: FetchedBase, rows: Rows, adapter: Adapter) -> Champion:
-    """Find the champion by the record and measure its merged weights on today's held-out rows.
+    """Find the champion by the promotion log and measure its merged weights on today's held-out rows.
+
+    Where the MLflow store has none yet, it is the one that another store had. Who is champion now goes on record: it
+    is what the release may replace.
 
     Weights that are the champion's own are held against the champion before it, as they were when they were released:
     an unchanged run is judged alike however often it runs.
     """
-    found = champions(attempt.home.records(), attempt.config.model)
+    store = attempt.home.store_name(attempt.tracking_uri)
+    standings = attempt.home.standings(attempt.config.model)
+    attempt.note("incumbent", "", standings.standing(store).get(CHAMPION, ""))
+    found = standings.champions(store) or champions(standings.told, attempt.config.model)
     others = [record for record in found if record.artifacts["adapter"].digest != adapter.ref.digest]
     own = str(found[0].release) if found and found[0] not in others else ""
     if not others:

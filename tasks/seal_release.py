@@ -33,13 +33,12 @@ class Sealed:
 
     Attributes:
         folder: Its bundle.
-        manifest, signature: Digests of the bundle's two files of those names.
+        files: SHA-256 of each file of it, by name.
         head: Where the chain ended once the release was in it.
     """
 
     folder: Path
-    manifest: str
-    signature: str
+    files: Mapping[str, str]
     head: Head
 
 
@@ -70,15 +69,15 @@ def seal_release(attempt: Attempt, digest: str) -> Sealed:
     if not attempt.chain.has("release", fields):
         attempt.chain.append("release", fields)
     tell(f"{'sealed':>12}  {folder}")
-    return Sealed(folder, fields["manifest"], fields["signature"], attempt.chain.head())
+    return Sealed(folder, checked.digests, attempt.chain.head())
 
 
 def seal_tags(sealed: Sealed) -> dict[str, str]:
     """Tags of the MLflow version: what the chain and the bundle must be, told outside of the home."""
     head = sealed.head
     return {
-        "loragate.manifest": sealed.manifest,
-        "loragate.signature": sealed.signature,
+        "loragate.manifest": sealed.files[bundle.MANIFEST],
+        "loragate.signature": sealed.files[bundle.SIGNATURE],
         "loragate.chain": f"{head.length}:{head.hash}",
     }
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -18,6 +18,7 @@ from loragate.attempt import Attempt
 from loragate.child import Progress, Report, ignore
 from loragate.config import plain
 from loragate.narration import tell
+from loragate.promotion import VERSION_FOLDER
 from loragate.record import AttemptRecord, Outcome, Tracked, now
 from loragate.waivers import SIGNATURE
 
@@ -25,19 +26,24 @@ MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file,
 MAX_TAG_CHARS = 8000
 MAX_BATCH = 1000  # metrics in one request
 STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
-ALIASES = ("candidate", "champion")
-"""Given in this order; the second says that every gate passed or was waived, which is when registration happens."""
 WAIVERS = "loragate.waivers"
 """Tag of runs and versions that needed a waiver: which rules were waived, by whom, until when and why."""
 
 
 def open_run(attempt: Attempt) -> Tracked:
-    """Open the attempt's MLflow run, or return the one it has."""
-    known = attempt.journal.read().tracked
-    if known is not None:
-        return known
+    """Open the attempt's MLflow run, or return the one it has.
+
+    An attempt that was closed while MLflow did not answer has none in its journal, to which nothing is added any more;
+    its run is then found by its name.
+    """
+    record = attempt.journal.read()
+    if record.tracked is not None:
+        return record.tracked
     client = MlflowClient(attempt.tracking_uri)
     experiment = _experiment(client, attempt)
+    found = client.search_runs([experiment], f"tags.\"mlflow.runName\" = '{attempt.id}'")
+    if found:
+        return _tracked(attempt, record, found[0].info.run_id)
     _end_killed_runs(client, attempt, experiment)
     tags = {
         "mlflow.runName": attempt.id,
@@ -46,8 +52,13 @@ def open_run(attempt: Attempt) -> Tracked:
     }
     run = client.create_run(experiment, tags=tags)
     client.log_batch(run.info.run_id, params=[Param(name, text) for name, text in _parameters(attempt)])
-    tracked = Tracked(run.info.run_id, attempt.tracking_uri)
-    attempt.note("tracked", "", tracked)
+    return _tracked(attempt, record, run.info.run_id)
+
+
+def _tracked(attempt: Attempt, record: AttemptRecord, run_id: str) -> Tracked:
+    tracked = Tracked(run_id, attempt.tracking_uri)
+    if record.closed is None:
+        attempt.note("tracked", "", tracked)
     return tracked
 
 
@@ -108,8 +119,11 @@ def _milliseconds() -> int:
     return int(time.time() * 1000)
 
 
-def upload(attempt: Attempt, record: AttemptRecord) -> Tracked:
-    """Bring numbers, verdicts, data sets and artifacts of an attempt into its run; it may be asked for twice."""
+def upload(attempt: Attempt, record: AttemptRecord, sealed: Path | None = None) -> Tracked:
+    """Bring numbers, verdicts, data sets and artifacts of an attempt into its run; it may be asked for twice.
+
+    `sealed` is the bundle of a release, which is then what its version holds.
+    """
     tracked = open_run(attempt)
     client = MlflowClient(tracked.uri)
     metrics = [Metric(name, value, _milliseconds(), 0) for name, value in record.metrics.items()]
@@ -120,7 +134,9 @@ def upload(attempt: Attempt, record: AttemptRecord) -> Tracked:
     client.log_batch(tracked.run_id, metrics=metrics + seconds, tags=tags)
     _log_missing_steps(client, tracked.run_id, record)
     _log_inputs(client, tracked.run_id, record)
-    _log_artifacts(client, tracked.run_id, attempt, record)
+    _log_artifacts(client, tracked.run_id, attempt, record, with_files=sealed is None)
+    if sealed is not None:
+        client.log_artifacts(tracked.run_id, str(sealed), VERSION_FOLDER)
     return tracked
 
 
@@ -148,19 +164,22 @@ def _log_inputs(client: MlflowClient, run_id: str, record: AttemptRecord) -> Non
     client.log_inputs(run_id, inputs)
 
 
-def _log_artifacts(client: MlflowClient, run_id: str, attempt: Attempt, record: AttemptRecord) -> None:
+def _log_artifacts(
+    client: MlflowClient, run_id: str, attempt: Attempt, record: AttemptRecord, *, with_files: bool
+) -> None:
     for name, ref in record.artifacts.items():
-        if name.startswith("gguf_"):
-            client.log_artifact(run_id, ref.path, "model/gguf")
-        elif name == "adapter":
-            client.log_artifacts(run_id, ref.path, "model/adapter")
+        if name.startswith("gguf_") and with_files:
+            client.log_artifact(run_id, ref.path, f"{VERSION_FOLDER}/gguf")
+        elif name == "adapter" and with_files:
+            client.log_artifacts(run_id, ref.path, f"{VERSION_FOLDER}/adapter")
         elif name == "great_expectations":
             client.log_artifacts(run_id, ref.path, "data_gate")
     for file in (file for review in record.waivers.values() for file in review.honoured):
         name = f"waivers/{PurePath(file.file).name}"
         client.log_text(run_id, file.text, name)
         client.log_text(run_id, file.signature, name + SIGNATURE)
-    client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
+    if attempt.run.path.is_file():  # it may have gone by the time that a reconciliation brings the rest
+        client.log_text(run_id, attempt.run.path.read_text(encoding="utf-8"), "run.yaml")
     client.log_dict(run_id, dict(plain(attempt.config)), "config.json")
     client.log_dict(run_id, record.opened.environment, "environment.json")
 
@@ -184,7 +203,7 @@ def close_run(attempt: Attempt, record: AttemptRecord) -> None:
 
 
 def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = None) -> str:
-    """Register the attempt's run as a model version under `candidate`, then `champion`; return the version.
+    """Register the attempt's run as a model version, without an alias; return the version.
 
     A version of the same digest that an interrupted attempt registered is used again. `seal` is told by its tags.
     """
@@ -199,10 +218,8 @@ def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = Non
     if known:
         version = str(known[0].version)
     else:
-        source = client.get_run(tracked.run_id).info.artifact_uri + "/model"
+        source = client.get_run(tracked.run_id).info.artifact_uri + f"/{VERSION_FOLDER}"
         tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
         tags |= {**(seal or {}), **_waivers(attempt.journal.read())}
         version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
-    for alias in ALIASES:
-        client.set_registered_model_alias(name, alias, version)
     return version

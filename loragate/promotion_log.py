@@ -1,0 +1,56 @@
+"""The log of a model's promotions: lines forced to disk, written by one process at a time.
+
+The log, not MLflow's aliases, says who is champion: an alias can be moved by anybody, has no compare-and-swap, and goes
+with a deleted version.
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import JsonValue as Json
+from pydantic import TypeAdapter
+
+from loragate.lines import append_line, whole_lines
+from loragate.promotion import Happened, Intent, Line, Promotion, begun, grown
+from loragate.record import now
+
+
+class PromotionLog:
+    """One model's promotions in one home."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use the log in a folder, which is made when first written to."""
+        self.path = folder / "log.jsonl"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for the turn, and keep it: comparing and swapping is one step for all processes of this home.
+
+        The turn ends with its process, whatever ends that.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / "lock").open("w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def lines(self) -> tuple[Line, ...]:
+        """Read every line; one that a kill cut short is none."""
+        return tuple(TypeAdapter(Line).validate_json(line) for line in whole_lines(self.path))
+
+    def prepare(self, intent: Intent) -> Promotion:
+        """Begin a promotion."""
+        self.append(Line(now(), intent.id, "prepared", asdict(intent)))
+        return begun(intent)
+
+    def note(self, promotion: Promotion, happened: Happened, value: Json) -> Promotion:
+        """Write what happened to a promotion, and return how far it is now."""
+        self.append(Line(now(), promotion.intent.id, happened, value))
+        return grown(promotion, happened, value)
+
+    def append(self, line: Line) -> None:
+        """Add a line and force it to disk before returning."""
+        append_line(self.path, json.dumps(asdict(line)))

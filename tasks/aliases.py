@@ -1,0 +1,157 @@
+"""Move a model's aliases on request: a candidate becomes champion, the champion before comes back, a check of both."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Literal
+
+from loragate.errors import BlockedError, ConfigError, OutageError
+from loragate.home import Home
+from loragate.narration import tell
+from loragate.promotion import CHAMPION, Intent, Kind, Line, Promotion, moved, unfinished
+from loragate.record import AttemptRecord, now
+from tasks.promote import Place, advance, attempt_again, files_of, finish
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a reconciliation found about a model.
+
+    Attributes:
+        state: `finished` or `open`: a promotion; `moved`: an alias is not where the log put it; `danger`: MLflow has
+            lost, or is about to lose, what an alias points to.
+    """
+
+    model: str
+    state: Literal["finished", "open", "moved", "danger"]
+    text: str
+
+
+def promote(home: Home, record: AttemptRecord, expect: str | None) -> Promotion:
+    """Make a release champion, if the champion is still the one it was judged against, or the one that is expected.
+
+    Raises:
+        ConfigError: It is no release, or not registered yet.
+        BlockedError: Another one is champion.
+        OutageError: MLflow does not do as asked; a reconciliation does the rest.
+        VerificationError: Its files in MLflow are not those that the gates judged.
+    """
+    name = record.release
+    if name is None or record.closed is None or record.closed.version is None:
+        raise ConfigError(
+            f"{record.opened.attempt}: {record.outcome}, without a version in MLflow; only a registered release can be "
+            "promoted (`loragate reconcile` registers what an outage left)"
+        )
+    return _ask(home, record, "promotion", record.closed.version, expect)
+
+
+def rollback(home: Home, model: str, expect: str | None) -> Promotion:
+    """Make the champion before today's champion again; raises as `promote` does."""
+    standings = home.standings(model)
+    for store in standings.stores:
+        champions = standings.lineage(store)
+        record = standings.find(champions[-2], store) if len(champions) > 1 else None
+        if record is not None:
+            return _ask(home, record, "rollback", champions[-2], expect)
+    raise ConfigError(f"{model}: no champion before today's is on record in {home.root}; nothing to go back to")
+
+
+def _ask(home: Home, record: AttemptRecord, kind: Kind, version: str, expect: str | None) -> Promotion:
+    model = record.opened.model
+    log = home.promotions(model)
+    with log.alone():
+        for earlier in unfinished(log.lines()):
+            tell(finish(home, earlier))
+        standings = home.standings(model)
+        own = [p.intent for p in standings.promotions if p.intent.attempt == record.opened.attempt]
+        uri = record.tracked.uri if record.tracked else home.tracking_uri
+        store = own[0].store if own else home.store_name(uri)
+        champions = standings.lineage(store)
+        top = champions[-1] if champions else ""
+        judged = kind == "promotion" and record.incumbent is not None
+        expected = _version(model, expect) if expect is not None else (record.incumbent or "") if judged else top
+        assert record.closed is not None
+        intent = Intent(
+            secrets.token_hex(8),
+            kind,
+            model,
+            record.opened.attempt,
+            record.closed.digest or "",
+            store,
+            CHAMPION,
+            expected,
+            own[0].files if own else files_of(home, record),
+            named=expect is not None,
+            version=version,
+        )
+        attempt = attempt_again(home, record.opened.attempt, store)
+        place = Place(home, model, attempt.tracking_uri, attempt.chain)
+        done = advance(place, log.prepare(intent), None)
+    if done.lost:
+        raise BlockedError(done.lost)
+    return done
+
+
+def _version(model: str, expect: str) -> str:
+    """The version that a person means by MODEL@N, N or none."""
+    version = expect.removeprefix(f"{model}@")
+    if version == "none":
+        return ""
+    if not version.isdecimal():
+        raise ConfigError(f"--expect {expect}: write {model}@N, N, or none")
+    return version
+
+
+def reconcile(home: Home, model: str | None, *, looks: bool = False) -> list[Found]:
+    """Finish or undo what a kill or an outage left half done, then hold MLflow's aliases against the log.
+
+    Args:
+        model: Of this one alone; None: of all.
+        looks: Only look, and change nothing.
+    """
+    found: list[Found] = []
+    for name in [model] if model else home.promoted_models():
+        with home.promotions(name).alone():
+            found += [_finished(home, each, looks=looks) for each in unfinished(home.promotions(name).lines())]
+            for store in home.standings(name).stores:
+                found += _held(Place(home, name, store or home.tracking_uri), looks=looks)
+    return found
+
+
+def _finished(home: Home, promotion: Promotion, *, looks: bool) -> Found:
+    model = promotion.intent.model
+    if looks:
+        return Found(
+            model, "open", f"{promotion.name}: half done, next: {promotion.step}; `loragate reconcile` goes on"
+        )
+    text = finish(home, promotion)
+    ids = {each.intent.id for each in unfinished(home.promotions(model).lines())}
+    return Found(model, "open" if promotion.intent.id in ids else "finished", text)
+
+
+def _held(place: Place, *, looks: bool) -> list[Found]:
+    """Hold a model's aliases in MLflow against the log, and what they point to against what MLflow still has."""
+    from loragate.engines import registry
+
+    known = place.home.standings(place.model).standing(place.store)
+    try:
+        with registry.asking(place.uri):
+            found = registry.aliases(place.uri, place.model)
+            told = [Found(place.model, "danger", text) for text in registry.dangers(place.uri, place.model, known)]
+    except OutageError as error:
+        return [Found(place.model, "open", f"{place.model}: its aliases cannot be looked at: {error}")]
+    for alias, version in known.items():
+        if found.get(alias, "") != version:
+            text = moved(place.model, alias, found.get(alias, ""), version)
+            told.append(Found(place.model, "moved", text))
+            if not looks:
+                _note_moved(place, text)
+    return told
+
+
+def _note_moved(place: Place, text: str) -> None:
+    """Write into the log that somebody moved an alias, once."""
+    log = place.home.promotions(place.model)
+    last = [line for line in log.lines() if line.happened in ("moved", "flipped", "nominated")]
+    since = [line.value for line in last[::-1] if line.happened == "moved"]
+    if text not in since:
+        log.append(Line(now(), "", "moved", text))

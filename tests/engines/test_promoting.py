@@ -1,0 +1,195 @@
+"""Promotion on a real MLflow store: aliases only ever on files that were read back; moves by others are named."""
+
+from pathlib import Path
+
+import pytest
+from commands import loragate
+from mlflow.tracking import MlflowClient
+from promotable import Promotable, promotable, promoted
+
+from loragate.engines import registry
+from loragate.errors import BlockedError, ConfigError, VerificationError
+from loragate.home import Home
+from tasks import aliases
+
+# MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it does not."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Promotable:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return promotable(tmp_path / "place", new_store)
+
+
+def owners(home: Home) -> dict[str, str]:
+    return registry.aliases(home.tracking_uri, "tiny")
+
+
+def client(home: Home) -> MlflowClient:
+    return MlflowClient(home.tracking_uri)
+
+
+def alter(home: Home, version: str) -> None:
+    """Write other bytes into a registered version, as MLflow lets anybody."""
+    run = client(home).get_model_version("tiny", version).run_id
+    assert run is not None
+    client(home).log_text(run, "other", "model/adapter/adapter_config.json")
+
+
+def promote(home: Home, version: str, expect: str | None = None) -> None:
+    release = home.standings("tiny").find(version, "")
+    assert release is not None
+    aliases.promote(home, release, expect)
+
+
+def shown(home: Home) -> dict[str, tuple[str, ...]]:
+    """Aliases as the record tells them, by release."""
+    return {str(r.release): r.closed.aliases for r in home.records() if r.closed is not None}
+
+
+def test_releases_become_candidate_and_champion_and_the_one_before_is_previous(place: Promotable) -> None:
+    home = place.home
+    first = place.released(1)
+    assert (first.outcome, first.version, owners(home)) == ("champion", "1", {"candidate": "1", "champion": "1"})
+    place.released(2, judged_against="1")
+    assert owners(home) == {"candidate": "2", "champion": "2", "previous": "1"}
+    assert shown(home) == {"tiny@1": ("previous",), "tiny@2": ("candidate", "champion")}
+    (record,) = [r for r in home.journals() if r.closed and r.closed.version == "2"]
+    assert record.closed is not None
+    assert record.closed.message == "every gate passed: released as tiny@2"
+    assert client(home).get_run(str(record.tracked and record.tracked.run_id)).info.status == "FINISHED"
+
+
+def test_candidate_waits_until_it_is_promoted_and_rollbacks_go_further_back(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    place.released(2, judged_against="1")
+    assert place.released(3, judged_against="2", goal="candidate").outcome == "candidate"
+    assert owners(home) == {"candidate": "3", "champion": "2", "previous": "1"}
+    promote(home, "3")
+    assert owners(home) == {"candidate": "3", "champion": "3", "previous": "2"}
+    aliases.rollback(home, "tiny", None)
+    assert owners(home) == {"candidate": "3", "champion": "2", "previous": "1"}
+    aliases.rollback(home, "tiny", None)
+    assert owners(home) == {"candidate": "3", "champion": "1"}
+    with pytest.raises(ConfigError, match="no champion before today's"):
+        aliases.rollback(home, "tiny", None)
+    kinds = [p.intent.kind for p in home.standings("tiny").promotions]
+    assert kinds == ["release", "release", "release", "promotion", "rollback", "rollback"]
+
+
+def test_release_that_was_judged_against_another_champion_stays_candidate(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    place.released(2, judged_against="1")
+    lost = place.released(3, judged_against="1")
+    assert (lost.outcome, owners(home)["champion"], owners(home)["candidate"]) == ("lost", "2", "3")
+    assert "tiny@3 was judged against tiny@1, but tiny@2 is champion now" in lost.lost
+    with pytest.raises(BlockedError, match="tiny@2 is champion now"):
+        promote(home, "3")
+    promote(home, "3", expect="tiny@2")
+    assert owners(home)["champion"] == "3"
+
+
+def test_released_digest_is_found_and_not_released_again(place: Promotable) -> None:
+    first, again = place.passed(1, ""), place.passed(1, "")
+    assert promoted(first).intent.attempt == promoted(again).intent.attempt == first.id
+    assert again.journal.read().closed is None
+
+
+def test_version_with_other_bytes_becomes_nothing(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    place.released(2, judged_against="1", goal="candidate")
+    alter(home, "2")
+    with pytest.raises(VerificationError, match=r"tiny@2: adapter/adapter_config.json in MLflow has the SHA-256"):
+        promote(home, "2")
+    assert owners(home)["champion"] == "1"
+    assert aliases.reconcile(home, None) == []
+
+
+def test_rollback_refuses_a_forerunner_with_other_bytes_or_one_file_more(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    place.released(2, judged_against="1")
+    run = str(client(home).get_model_version("tiny", "1").run_id)
+    client(home).log_text(run, "import os", "model/adapter/more.py")
+    with pytest.raises(VerificationError, match=r"adapter/more.py is not of this release, but in MLflow"):
+        aliases.rollback(home, "tiny", None)
+    assert owners(home)["champion"] == "2"
+
+
+def test_artifacts_altered_before_the_upload_are_never_registered(place: Promotable) -> None:
+    home, attempt = place.home, place.passed(1, "")
+    (Path(attempt.journal.read().artifacts["adapter"].path) / "adapter_config.json").write_text("other")
+    with pytest.raises(VerificationError, match="altered since the gates judged it"):
+        promoted(attempt)
+    assert owners(home) == {}
+
+
+def test_alias_moved_by_hand_is_named_stays_and_blocks_until_it_is_named(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    place.released(2, judged_against="1")
+    client(home).set_registered_model_alias("tiny", "champion", "1")
+    found = aliases.reconcile(home, None, looks=True)
+    assert [each.state for each in found] == ["moved"]
+    assert "champion of tiny was moved outside of loragate: MLflow has tiny@1, the log tiny@2" in found[0].text
+    assert aliases.reconcile(home, None) == aliases.reconcile(home, None) == found
+    assert [line.happened for line in home.promotions("tiny").lines()].count("moved") == 1
+    assert owners(home)["champion"] == "1"
+    lost = place.released(3, judged_against="2")
+    assert "moved outside of loragate" in lost.lost
+    promote(home, "2", expect="tiny@1")
+    assert owners(home) == {"candidate": "3", "champion": "2", "previous": "1"}
+    assert aliases.reconcile(home, None) == []
+
+
+def test_alias_that_went_with_a_deleted_version_is_named(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    client(home).delete_model_version("tiny", "1")
+    found = aliases.reconcile(home, None)
+    assert {each.state for each in found} == {"danger", "moved"}
+    assert any("its version or its run is gone from MLflow" in each.text for each in found)
+
+
+def test_champion_s_deleted_run_is_named_before_mlflow_s_gc_takes_its_files(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    run = str(client(home).get_model_version("tiny", "1").run_id)
+    client(home).delete_run(run)
+    done = loragate("reconcile", "--check", "--json", "--home", str(home.root), cwd=place.folder)
+    assert done.code == 4, done.said
+    assert {each["state"] for each in done.json["found"]} == {"danger"}
+    assert f"mlflow runs restore --run-id {run}" in done.json["found"][0]["text"]
+    client(home).restore_run(run)
+    assert aliases.reconcile(home, None) == []
+
+
+def test_commands_promote_and_roll_back_and_tell_what_they_did(place: Promotable) -> None:
+    place.released(1)
+    place.released(2, judged_against="1", goal="candidate")
+    home = ("--home", str(place.home.root))
+    done = loragate("promote", "tiny@2", "--json", *home, cwd=place.folder)
+    assert (done.code, done.json["release"], done.json["replaced"]) == (0, "tiny@2", "1"), done.said
+    rows = loragate("list", "tiny", "--json", *home, cwd=place.folder).json["releases"]
+    assert [row["aliases"] for row in rows] == [["candidate", "champion"], ["previous"]]
+    back = loragate("rollback", "tiny", *home, cwd=place.folder)
+    assert (back.code, back.stdout) == (0, "tiny@1 is champion; before: tiny@2\n"), back.said
+    lost = loragate("promote", "tiny@2", "--expect", "tiny@2", *home, cwd=place.folder)
+    assert (lost.code, lost.stdout) == (5, "")
+    assert lost.stderr == "loragate: tiny@1 is champion now, not 2\n"
+    wrong = loragate("promote", "tiny@2", "--expect", "two", *home, cwd=place.folder)
+    assert (wrong.code, wrong.stderr) == (2, "loragate: --expect two: write tiny@N, N, or none\n")
+    clean = loragate("reconcile", *home, cwd=place.folder)
+    assert (clean.code, clean.stdout) == (0, "nothing to do: all is as the log says\n"), clean.said

@@ -1,0 +1,196 @@
+"""Kills a promotion at every point where it can be, one process a point; prints what it found as JSON.
+
+The points are counted, not listed: after every line that is written to a journal or a log, and after every call of
+MLflow's client or of its artifact stores, calls inside calls included. Each point is a process of its own, forked from
+this one, which has imported everything and looked at no store that they look at; it ends itself with SIGKILL. Then
+another process looks, reconciles and looks again.
+"""
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.tracking import MlflowClient
+from promotable import Promotable, promotable, promoted
+
+from loragate import lines, narration, promotion_log, record
+from loragate.attempt import Attempt
+from loragate.config import load
+from loragate.engines import registry, report, tracking  # noqa: F401 - no forked process has to import them
+from loragate.orchestrator import QUIET
+from tasks import aliases
+from tasks.promote import files_of
+from tasks.release_keys import open_chain
+
+narration.quiet = True
+os.environ.update(QUIET)
+OLD = {"candidate": "3", "champion": "2", "previous": "1"}
+WANTED = {
+    "release": {"candidate": "4", "champion": "4", "previous": "2"},
+    "candidate": {"candidate": "4", "champion": "2", "previous": "1"},
+    "promote": {"candidate": "3", "champion": "3", "previous": "2"},
+    "rollback": {"candidate": "3", "champion": "1"},
+    "lost": OLD,
+}
+"""Aliases at the end of each road."""
+
+
+class Countdown:
+    """Ends this process after so many journal lines and MLflow calls; counts those that return."""
+
+    def __init__(self, last: int) -> None:
+        """Let `last` of them return."""
+        self.last, self.done = last, 0
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, which the count knows of."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            self.done += 1
+            if self.done == self.last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return call
+
+    def install(self) -> None:
+        """Count every line written and every call of MLflow from here on."""
+        for module in (record, promotion_log):
+            vars(module)["append_line"] = self.counted(lines.append_line)
+        for kind in (MlflowClient, ArtifactRepository, LocalArtifactRepository):
+            for name, function in list(vars(kind).items()):
+                if inspect.isfunction(function) and not name.startswith("_"):
+                    setattr(kind, name, self.counted(function))
+
+
+def in_a_process(work: Callable[[], Any], answer: Path) -> tuple[int, Any]:
+    """Do something in a forked process; return how it ended and what it answered."""
+    answer.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            answer.write_text(json.dumps(work()), encoding="utf-8")
+        except BaseException:  # noqa: BLE001 - told, and the process ends
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code, json.loads(answer.read_text(encoding="utf-8")) if code == 0 else None
+
+
+def prepare(place: Promotable) -> None:
+    """Make a champion, its forerunner, a candidate that was judged against it, and two that wait for the last step."""
+    place.released(1)
+    place.released(2, judged_against="1")
+    place.released(3, judged_against="2", goal="candidate")
+    place.passed(4, judged_against="2")
+    place.passed(5, judged_against="2", goal="candidate")
+
+
+def walk(place: Promotable, road: str) -> None:
+    """Walk one road to its end."""
+    home = place.home
+    waiting = home.standings("tiny").find("3", "")
+    assert waiting is not None
+    if road == "promote":
+        aliases.promote(home, waiting, None)
+    elif road == "rollback":
+        aliases.rollback(home, "tiny", None)
+    elif road == "lost":
+        aliases.promote(home, waiting, "tiny@1")
+    else:
+        goal = "champion" if road == "release" else "candidate"
+        (found,) = [r for r in home.journals() if r.closed is None and r.opened.config["record"]["promote"] == goal]  # type: ignore[index, call-overload]
+        attempt = Attempt(load(place.folder / "run.yaml", [f"record.promote={goal}"]), home)
+        attempt.id, attempt.journal = found.opened.attempt, home.journal(found.opened.attempt)
+        attempt.chain = open_chain(attempt.run, home)
+        promoted(attempt)
+
+
+def counted_walk(place: Promotable, road: str, last: int) -> int:
+    """Walk a road that ends after so many points; return their number, where it did not come that far."""
+    count = Countdown(last)
+    count.install()
+    try:
+        walk(place, road)
+    except aliases.BlockedError:
+        assert road == "lost"
+    return count.done
+
+
+def look(place: Promotable, when: str) -> tuple[dict[str, str], list[str]]:
+    """Aliases as MLflow has them, and every one that points to something else than files as they were judged."""
+    home, wrong = place.home, []
+    owners = registry.aliases(home.tracking_uri, "tiny")
+    for alias, version in owners.items():
+        release = home.standings("tiny").find(version, "")
+        try:
+            assert release is not None, "on nobody's record"
+            registry.verify_version(home.tracking_uri, "tiny", version, files_of(home, release), home.root / "read")
+        except (AssertionError, ValueError) as error:
+            wrong.append(f"{when}: {alias} is version {version}: {error}")
+    return owners, wrong
+
+
+def judge(place: Promotable, road: str) -> list[str]:
+    """Look, reconcile, look again: everything that is not as it must be after a kill."""
+    home = place.home
+    owners, wrong = look(place, "after the kill")
+    if owners.get("champion") not in {OLD["champion"], WANTED[road]["champion"]}:
+        wrong.append(f"after the kill: champion is {owners.get('champion')}")
+    aliases.reconcile(home, None)
+    owners, more = look(place, "after reconcile")
+    wrong += more
+    standings = home.standings("tiny")
+    if not owners == standings.standing("") == WANTED[road]:
+        wrong.append(f"aliases {owners}, by the log {standings.standing('')}, wanted {WANTED[road]}")
+    again = [each.text for each in aliases.reconcile(home, None)]
+    wrong += [f"a second reconcile still finds: {text}" for text in again]
+    client = MlflowClient(home.tracking_uri)
+    versions, runs = client.search_model_versions("name = 'tiny'"), client.search_runs(["1"])
+    made = 4 if road in ("release", "candidate") else 3
+    if (len(versions), len(runs)) != (made, made):
+        wrong.append(f"{len(versions)} versions and {len(runs)} runs, wanted {made}")
+    if {run.info.status for run in runs} != {"FINISHED"}:
+        wrong.append(f"runs are {[run.info.status for run in runs]}")
+    if [r.outcome for r in home.records()].count("released") != made:
+        wrong.append(f"outcomes on record: {[r.outcome for r in home.records()]}")
+    return wrong
+
+
+def main(folder: Path, road: str) -> None:
+    """Walk the road once for every point; print the number of points and what is wrong after which."""
+    warm = promotable(folder / "warm")
+    warm.released(1)  # imports all that is imported late; no process that is forked from here on looks at this home
+    place, copy, answer = promotable(folder / "place"), folder / "copy", folder / "answer"
+    assert in_a_process(lambda: prepare(place), answer)[0] == 0
+    shutil.copytree(place.folder, copy)
+    failures: dict[int, list[str]] = {}
+    last = 0
+    while True:
+        shutil.rmtree(place.folder)
+        shutil.copytree(copy, place.folder)
+        code, counted = in_a_process(lambda last=last: counted_walk(place, road, last + 1), answer)
+        if code != -signal.SIGKILL:
+            break
+        last += 1
+        judged, wrong = in_a_process(lambda: judge(place, road), answer)
+        sys.stderr.write(f"{road}: point {last}: {wrong or 'as it must be'}\n")
+        if judged or wrong:
+            failures[last] = wrong or [f"looking ended with {judged}"]
+    whole = in_a_process(lambda: judge(place, road), answer)[1]
+    print(json.dumps({"points": last, "code": code, "counted": counted, "failures": failures, "whole": whole}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,62 @@
+"""A home with hand-made releases that have passed every gate and wait to be promoted: no training behind them."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from commands import write_run
+from sealed_home import fill
+
+from loragate.attempt import Attempt
+from loragate.candidate import release_digest
+from loragate.config import load
+from loragate.home import Home, find_home
+from loragate.promotion import Promotion
+from tasks.attempts import opened
+from tasks.promote import promote_release
+from tasks.release_keys import open_chain
+from tasks.seal_release import seal_release
+
+
+@dataclass(frozen=True, slots=True)
+class Promotable:
+    """A run file, and the folder that it lies in."""
+
+    folder: Path
+
+    @property
+    def home(self) -> Home:
+        """Its home."""
+        return find_home(None, load(self.folder / "run.yaml"))
+
+    def passed(self, number: int, judged_against: str | None, goal: str = "champion") -> Attempt:
+        """Put an attempt on record that has passed every gate, with files of its own."""
+        run = load(self.folder / "run.yaml", [f"train.seed={number}", f"record.promote={goal}"])
+        attempt = Attempt(run, self.home)
+        attempt.chain = open_chain(run, self.home)
+        opened(attempt)
+        fill(attempt, self.folder / "made" / str(number), number)
+        if judged_against is not None:
+            attempt.note("incumbent", "", judged_against)
+        return attempt
+
+    def released(self, number: int, judged_against: str | None = None, goal: str = "champion") -> Promotion:
+        """Make such an attempt and promote it."""
+        return promoted(self.passed(number, judged_against, goal))
+
+
+def promoted(attempt: Attempt) -> Promotion:
+    """Promote what an attempt made, as the road's last step does."""
+    digest = release_digest(attempt.journal.read(), attempt.config)
+    return promote_release(attempt, digest, seal_release(attempt, digest))
+
+
+def promotable(folder: Path, new_store: Path | None = None) -> Promotable:
+    """Write a run file with a home of its own; an empty MLflow store is copied there, where there is one to copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run(folder, folder / "no-model")
+    here = Promotable(folder)
+    if new_store is not None:
+        here.home.root.mkdir()
+        shutil.copy(new_store, here.home.root / "mlflow.db")
+    return here

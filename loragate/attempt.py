@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import TypeAdapter
-
 from loragate import child
 from loragate.benchmark import Score
 from loragate.chain import Chain
@@ -20,7 +18,7 @@ from loragate.home import Home, Kind
 from loragate.ladder import Divergence, Rung
 from loragate.narration import narrated, tell
 from loragate.perplexity import Nll, total
-from loragate.record import Closed, Event, Opened, as_plain
+from loragate.record import Closed, Event, Opened, as_plain, read_as
 from loragate.refs import Ref, canonical, digest_bytes, digest_file
 from loragate.store import Recipe, Stored
 from loragate.verdicts import Verdict
@@ -168,7 +166,7 @@ class Attempt:
         seconds = time.monotonic() - started
         self.note("seconds", recipe.step, round(seconds, 2))
         tell(f"{recipe.step:>12}  {'reused' if stored.reused else f'{seconds:.1f} s'}")
-        return stored, TypeAdapter(kind).validate_python(stored.value)
+        return stored, read_as(kind, stored.value)
 
     def call(self, target: str, request: object, *, fresh: bool = False, also: child.Report = child.ignore) -> object:
         """Run an engine function in a child process, its progress shown and passed on to `also`."""

@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from pydantic import JsonValue as Json
-from pydantic import TypeAdapter
+
+from loragate.record import read_as
 
 Kind = Literal["release", "promotion", "rollback"]
 Happened = Literal["prepared", "uploaded", "registered", "nominated", "flipped", "lost", "sealed", "moved"]
@@ -75,6 +76,14 @@ class Line:
     id: str
     happened: Happened
     value: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a promotion has come to, and why where it was lost or undone."""
+
+    outcome: Outcome
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +148,8 @@ def grown(promotion: Promotion, happened: Happened, value: Json) -> Promotion:
         case "lost":
             changed = replace(promotion, lost=str(value))
         case "sealed":
-            assert isinstance(value, dict)
-            outcome: Outcome = TypeAdapter(Outcome).validate_python(value["outcome"])
-            changed = replace(promotion, outcome=outcome, reason=str(value["reason"]))
+            ended = read_as(Ended, value)
+            changed = replace(promotion, outcome=ended.outcome, reason=ended.reason)
     return changed
 
 
@@ -155,7 +163,7 @@ def promotions(lines: Sequence[Line]) -> tuple[Promotion, ...]:
     found: dict[str, Promotion] = {}
     for line in lines:
         if line.happened == "prepared":
-            found[line.id] = begun(TypeAdapter(Intent).validate_python(line.value))
+            found[line.id] = begun(read_as(Intent, line.value))
         elif line.id in found:
             found[line.id] = grown(found[line.id], line.happened, line.value)
     return tuple(found.values())

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import JsonValue as Json
-from pydantic import TypeAdapter
 
 from loragate.lines import append_line, whole_lines
 from loragate.promotion import Happened, Intent, Line, Promotion, begun, grown
-from loragate.record import now
+from loragate.record import now, read_as
 
 
 class PromotionLog:
@@ -39,7 +38,7 @@ class PromotionLog:
 
     def lines(self) -> tuple[Line, ...]:
         """Read every line; one that a kill cut short is none."""
-        return tuple(TypeAdapter(Line).validate_json(line) for line in whole_lines(self.path))
+        return tuple(read_as(Line, json.loads(line)) for line in whole_lines(self.path))
 
     def prepare(self, intent: Intent) -> Promotion:
         """Begin a promotion."""

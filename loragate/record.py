@@ -4,12 +4,13 @@ Every step appends what it found as it finds it, so a refused, failed or killed 
 up to the point where it ended. Nothing is ever rewritten.
 """
 
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
@@ -282,34 +283,34 @@ class Journal:
             seen.setdefault(event, {})[name] = value
         if "opened" not in seen:
             raise VerificationError(f"{self.path}: holds no opening line; the attempt ended before it began")
-        rungs = [_as(Rung, v) for v in seen.get("rung", {}).values()]
+        rungs = [read_as(Rung, v) for v in seen.get("rung", {}).values()]
         closed, shapes = seen.get("closed", {}).get(""), seen.get("histogram", {})
         return AttemptRecord(
-            opened=_as(Opened, seen["opened"][""]),
-            closed=_as(Closed, closed) if closed else None,
-            tracked=_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
-            verdicts=tuple(_as(Verdict, v) for v in seen.get("verdict", {}).values()),
+            opened=read_as(Opened, seen["opened"][""]),
+            closed=read_as(Closed, closed) if closed else None,
+            tracked=read_as(Tracked, seen["tracked"][""]) if "tracked" in seen else None,
+            verdicts=tuple(read_as(Verdict, v) for v in seen.get("verdict", {}).values()),
             ladder=tuple(rung for rung in rungs if not rung.name.startswith(GENERAL)),
             general=tuple(rung for rung in rungs if rung.name.startswith(GENERAL)),
-            comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
-            benchmarks={name: _as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
-            look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
-            champion=_as(str, seen["champion"][""]) if "" in seen.get("champion", {}) else None,
-            incumbent=_as(str, seen["incumbent"][""]) if "incumbent" in seen else None,
-            curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
-            lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
-            taught_shares=_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
-            fixed=_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
-            plan=_as(Plan, seen["plan"][""]) if "plan" in seen else None,
-            samples=_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
-            worst_rows={side: _as(tuple[WorstRow, ...], v) for side, v in seen.get("worst_rows", {}).items()},
-            waivers={gate: _as(Review, v) for gate, v in seen.get("waivers", {}).items()},
-            merge=_as(Merge, seen["merge"][""]) if "merge" in seen else None,
-            artifacts={name: _as(Ref, v) for name, v in seen.get("artifact", {}).items()},
-            scores={name: _as(Ref, v) for name, v in seen.get("scores", {}).items()},
-            inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
-            seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
-            planted=tuple(_as(Planted, v) for v in seen.get("planted", {}).values()),
+            comparisons={name: read_as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
+            benchmarks={name: read_as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
+            look=read_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
+            champion=read_as(str, seen["champion"][""]) if "" in seen.get("champion", {}) else None,
+            incumbent=read_as(str, seen["incumbent"][""]) if "incumbent" in seen else None,
+            curve=read_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
+            lengths=read_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,
+            taught_shares=read_as(Histogram, shapes["taught"]) if "taught" in shapes else None,
+            fixed=read_as(Fixed, seen["fixed"][""]) if "fixed" in seen else None,
+            plan=read_as(Plan, seen["plan"][""]) if "plan" in seen else None,
+            samples=read_as(tuple[Sample, ...], seen.get("samples", {}).get("", [])),
+            worst_rows={side: read_as(tuple[WorstRow, ...], v) for side, v in seen.get("worst_rows", {}).items()},
+            waivers={gate: read_as(Review, v) for gate, v in seen.get("waivers", {}).items()},
+            merge=read_as(Merge, seen["merge"][""]) if "merge" in seen else None,
+            artifacts={name: read_as(Ref, v) for name, v in seen.get("artifact", {}).items()},
+            scores={name: read_as(Ref, v) for name, v in seen.get("scores", {}).items()},
+            inputs={name: read_as(str, v) for name, v in seen.get("input", {}).items()},
+            seconds={name: read_as(float, v) for name, v in seen.get("seconds", {}).items()},
+            planted=tuple(read_as(Planted, v) for v in seen.get("planted", {}).values()),
         )
 
 
@@ -320,8 +321,20 @@ def as_plain(value: object) -> object:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _as(kind: type[T], value: Json) -> T:
-    return TypeAdapter(kind).validate_python(value)
+@functools.cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    """Making one takes longer than using it, so each is made once."""
+    return TypeAdapter(kind)
+
+
+def read_as(kind: type[T], value: object) -> T:
+    """Read a value back that was written as `as_plain` has it.
+
+    Raises:
+        ValidationError: It is none of that kind.
+    """
+    found: T = _reader(cast("Hashable", kind)).validate_python(value)
+    return found
 
 
 def now() -> str:

@@ -90,8 +90,19 @@ def end(attempt: Attempt, closed: Closed) -> None:
 
 def close(attempt: Attempt, closed: Closed) -> None:
     """Write the last line of the journal, and the report made from it."""
+    attempt.note("closed", "", closed)
+    _report(attempt)
+
+
+def close_again(attempt: Attempt) -> None:
+    """Do what is left of closing, where a kill came between the journal's last line and the rest."""
+    attempt.chain_end()
+    if not attempt.home.report(attempt.id, attempt.kind).is_file():
+        _report(attempt)
+
+
+def _report(attempt: Attempt) -> None:
     from loragate.engines import report
 
-    attempt.note("closed", "", closed)
     page = report.render_report(attempt.journal.read(), attempt.kind)
     write_atomically(attempt.home.report(attempt.id, attempt.kind), page)

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
-from pydantic import TypeAdapter
 
 from loragate.attempt import Attempt, Rows, recipe
 from loragate.config import plain
 from loragate.narration import tell
-from loragate.record import Fixed, as_plain
+from loragate.record import Fixed, as_plain, read_as
 from loragate.refs import Ref
 from loragate.row_work import CheckedFacts, CheckFacts, FindNear, FixRows, KeepRows
 from tasks.policies import STEP
@@ -78,7 +77,7 @@ def fix_rows(attempt: Attempt, rows: Rows, folder: str) -> None:
     """Write a cleaned copy of the data files into a new folder, and say what it differs in."""
     rejects = f"{check_rows(attempt, rows).ref.path}/rejects.jsonl"
     request = FixRows(find_files(attempt).files, rejects, folder)
-    fixed = TypeAdapter(Fixed).validate_python(as_plain(attempt.call("loragate.engines.cleaning:fix", request)))
+    fixed = read_as(Fixed, as_plain(attempt.call("loragate.engines.cleaning:fix", request)))
     attempt.note("fixed", "", fixed)
     tell(
         f"{'fixed':>12}  {fixed.kept:,} rows kept, {fixed.trimmed:,} of them trimmed; left out: {fixed.duplicates:,} "

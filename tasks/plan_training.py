@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
 from prefect import task
-from pydantic import TypeAdapter
 
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe, section
 from loragate.config import Train, plain
 from loragate.plan import DeviceFacts, Plan, checkpoints
-from loragate.record import AttemptRecord
+from loragate.record import AttemptRecord, read_as
 from loragate.work import Counted, PlanTraining
 from tasks.policies import STEP
 
@@ -23,7 +22,7 @@ def plan_training(attempt: Attempt, base: FetchedBase, rows: Rows) -> Plan:
     """Return the plan of a training; nothing of the base but its shape is loaded."""
     train, max_tokens = attempt.config.train, attempt.config.data.max_tokens
     found = attempt.call("loragate.engines.planning:describe_device", None)
-    device = TypeAdapter(DeviceFacts).validate_python(found)
+    device = read_as(DeviceFacts, found)
     most_share = attempt.config.gates.plan.max_memory_share
     room = device.memory * most_share
     steps = recipe(

@@ -21,7 +21,7 @@ from loragate.promotion import lineage as lineage_of
 from loragate.record import AttemptRecord, Closed, now
 from loragate.store import locked
 from loragate.verification import checked_bundle, sealed_folder
-from tasks.attempts import close
+from tasks.attempts import close, close_again
 from tasks.release_keys import open_chain
 from tasks.seal_release import Sealed, seal_tags
 
@@ -252,7 +252,7 @@ def _seal(place: Place, promotion: Promotion, attempt: Attempt | None) -> Promot
     if attempt is not None:
         if attempt.journal.read().closed is None:
             _close(place, promotion, attempt)
-        attempt.chain_end()
+        close_again(attempt)
         tracking.close_run(attempt, attempt.journal.read())
     if promotion.flipped:
         _chain(place, promotion)

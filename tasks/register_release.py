@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect import task
-from pydantic import TypeAdapter
 
 from loragate.attempt import Attempt, recipe
 from loragate.candidate import release_digest
 from loragate.errors import BlockedError
 from loragate.narration import tell
-from loragate.record import as_plain, summary
+from loragate.record import as_plain, read_as, summary
 from tasks.policies import STEP
 from tasks.promote import promote_release
 from tasks.seal_release import seal_release
@@ -44,7 +43,7 @@ def register_release(attempt: Attempt) -> dict[str, object]:
 
     # Not `attempt.build`: it notes a step's time after the step, and nothing may follow the journal's last line.
     stored = attempt.home.store.build(steps, lambda folder: as_plain(make(folder)))
-    registered = TypeAdapter(Registered).validate_python(stored.value)
+    registered = read_as(Registered, stored.value)
     tell(f"{'release':>12}  {'reused' if stored.reused else f'version {registered.version}'}")
     if registered.attempt != attempt.id:
         attempt.forget()

@@ -15,7 +15,7 @@ from loragate.promotion import Promotion
 from tasks.attempts import opened
 from tasks.promote import promote_release
 from tasks.release_keys import open_chain
-from tasks.seal_release import seal_release
+from tasks.seal_release import Sealed, seal_release
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,12 @@ class Promotable:
 
 def promoted(attempt: Attempt) -> Promotion:
     """Promote what an attempt made, as the road's last step does."""
-    digest = release_digest(attempt.journal.read(), attempt.config)
-    return promote_release(attempt, digest, seal_release(attempt, digest))
+    return promote_release(attempt, release_digest(attempt.journal.read(), attempt.config), sealed(attempt))
+
+
+def sealed(attempt: Attempt) -> Sealed:
+    """Seal what an attempt made, or find that it is sealed."""
+    return seal_release(attempt, release_digest(attempt.journal.read(), attempt.config))
 
 
 def promotable(folder: Path, new_store: Path | None = None) -> Promotable:

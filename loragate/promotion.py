@@ -7,7 +7,8 @@ A promotion is lines of a model's log, each forced to disk before the next thing
     registered  they are a version
     nominated   the version has the alias `candidate`
     flipped     it has the alias `champion`, and its forerunner `previous`; or `lost`: another one is champion
-    sealed      all is done, the attempt's journal included; or nothing can be done, and why
+    sealed      all is done: the attempt's journal is closed, the other aliases follow, the chain of events has it; or
+                nothing can be done, and why
 
 `step` says what the next thing is, from the lines alone. Each step may be taken twice, so that whoever was killed
 between a step and its line, or in the middle of a step, is finished by taking the step again.
@@ -33,6 +34,8 @@ Outcome = Literal["champion", "candidate", "lost", "undone"]
 CANDIDATE: Final = "candidate"
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
+ALIASES: Final = (CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS)
 VERSION_FOLDER: Final = "model"
 """Folder of an MLflow run's artifacts that is the version: a copy of the bundle, so that a download can be verified."""
 
@@ -197,7 +200,7 @@ def lineage(lines: Sequence[Line], store: str, before: Sequence[str] = ()) -> tu
 
 
 def standing(lines: Sequence[Line], store: str, before: Sequence[str] = ()) -> dict[str, str]:
-    """Which version has which alias, by the log."""
+    """Which version has which alias, by the log: the candidate is challenger, too, while it is not the champion."""
     found: dict[str, str] = {}
     for each in promotions(lines):
         if each.nominated and each.intent.store == store:
@@ -205,6 +208,8 @@ def standing(lines: Sequence[Line], store: str, before: Sequence[str] = ()) -> d
     versions = lineage(lines, store, before)
     found |= {CHAMPION: versions[-1]} if versions else {}
     found |= {PREVIOUS: versions[-2]} if len(versions) > 1 else {}
+    if CANDIDATE in found and found[CANDIDATE] != found.get(CHAMPION):
+        found[CHALLENGER] = found[CANDIDATE]
     return found
 
 

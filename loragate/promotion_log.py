@@ -13,9 +13,11 @@ from pathlib import Path
 
 from pydantic import JsonValue as Json
 
+from loragate.errors import VerificationError
 from loragate.lines import append_line, whole_lines
 from loragate.promotion import Happened, Intent, Line, Promotion, begun, grown
 from loragate.record import now, read_as
+from loragate.refs import digest_bytes
 
 
 class PromotionLog:
@@ -37,8 +39,31 @@ class PromotionLog:
             yield
 
     def lines(self) -> tuple[Line, ...]:
-        """Read every line; one that a kill cut short is none."""
-        return tuple(read_as(Line, json.loads(line)) for line in whole_lines(self.path))
+        """Read every line; one that a kill cut short is none.
+
+        Raises:
+            VerificationError: A line is none that was written here.
+        """
+        return tuple(self._line(number, line) for number, line in enumerate(whole_lines(self.path), 1))
+
+    def _line(self, number: int, line: bytes) -> Line:
+        try:
+            return read_as(Line, json.loads(line))
+        except ValueError:
+            raise VerificationError(f"{self.path}:{number}: not a line as it was written") from None
+
+    def through(self, name: str) -> tuple[int, str]:
+        """Bytes up to the end of a promotion's last line before it was sealed, and their SHA-256.
+
+        No later line changes them, so that a chain which holds the hash vouches for all of the log up to there.
+        """
+        content, size = b"", 0
+        for line in whole_lines(self.path):
+            content += line + b"\n"
+            told = json.loads(line)
+            if told["id"] == name and told["happened"] != "sealed":
+                size = len(content)
+        return size, digest_bytes(content[:size])
 
     def prepare(self, intent: Intent) -> Promotion:
         """Begin a promotion."""

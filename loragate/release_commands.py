@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loragate.errors import ConfigError
 from loragate.options import common
 from loragate.terminal import answered, passphrase, put, put_json
 
@@ -121,23 +122,54 @@ def waive(  # noqa: PLR0913 - one parameter an option
     help="Public key (PEM) that the signature must be by; repeatable. Without it a key of the home counts, and for DIR "
     "the bundle's own.",
 )
+@click.option(
+    "--mlflow",
+    "also_mlflow",
+    is_flag=True,
+    help="Also hold MLflow against it: every file of the version, read back, its tags, and the model's aliases.",
+)
 @common
-def verify(name: str, keys: tuple[Path, ...], home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
+def verify(  # noqa: PLR0913 - one parameter an option
+    name: str,
+    keys: tuple[Path, ...],
+    also_mlflow: bool,
+    home: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Verify a release of this home, or a bundle in the folder DIR, offline.
 
     Checks every file against the signature and the manifest; of a release of this home also the chain of events, line
-    by line, and the attempt's journal. Names the first thing that is wrong and exits with 4. Tells what the signature
-    proves: that depends on where the key is known from.
+    by line, the attempt's journal and the log of promotions. A version downloaded from MLflow is a bundle, too. Names
+    the first thing that is wrong and exits with 4. Tells what the signature proves: that depends on where the key is
+    known from.
     """
     with answered(verbose):
         found = verified(name, keys, home)
+        if also_mlflow:
+            _verify_in_mlflow(found, name, home, quiet, verbose)
         if as_json:
-            put_json(found.told)
+            put_json(found.told | ({"mlflow": True} if also_mlflow else {}))
         else:
-            chain = "" if found.links is None else f", and the chain of {found.links:,} events has it"
+            chain = f", and the chain of {len(found.chain):,} events has it" if found.chain else ""
             put(f"VERIFIED  {found.release}  {found.digest}")
-            put(f"{found.files:,} files in {found.folder} are as they were sealed{chain}")
-            put(f"signed with {found.key[:12]}, {found.told['proves']}")
+            put(f"{found.told['files']:,} files in {found.folder} are as they were sealed{chain}")
+            if also_mlflow:
+                put("MLflow has the same files, the tags that belong to them, and the aliases of the promotion log")
+            put(f"signed with {found.checked.key[:12]}, {found.told['proves']}")
+
+
+def _verify_in_mlflow(found: "Verified", name: str, home: str | None, quiet: bool, verbose: bool) -> None:
+    """Hold what MLflow has of a release against it."""
+    if found.chain is None:
+        raise ConfigError(f"{name}: a folder; --mlflow takes a release of a home, because that knows where MLflow is")
+    from flows.promotion import verify_registered
+    from loragate.listing import pick
+    from loragate.promotion_commands import prepare
+
+    place = prepare(home, quiet, verbose)
+    verify_registered(place, pick(place.records(), name, str(place.root)), found)
 
 
 @click.command()
@@ -155,11 +187,17 @@ def export(name: str, folder: Path, home: str | None, as_json: bool, quiet: bool
         found = verified(name, (), home)
         copy_bundle(Path(found.folder), folder, functools.partial(verified, keys=(), home=home))
         if as_json:
-            put_json({"exported": str(folder), "release": found.release, "digest": found.digest, "files": found.files})
-        else:
-            put(
-                f"wrote {found.files:,} files of {found.release} to {folder}; check them with: loragate verify {folder}"
+            put_json(
+                {
+                    "exported": str(folder),
+                    "release": found.release,
+                    "digest": found.digest,
+                    "files": found.told["files"],
+                }
             )
+        else:
+            files = f"{found.told['files']:,} files of {found.release}"
+            put(f"wrote {files} to {folder}; check them with: loragate verify {folder}")
 
 
 def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":

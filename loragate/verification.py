@@ -1,7 +1,7 @@
 """Verifying a release of a home: its bundle, its place in the chain, and the journal that the chain vouches for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +12,14 @@ from loragate.refs import digest_bytes, digest_file
 
 if TYPE_CHECKING:  # a bundle is verified without what reading a home takes
     from loragate.home import Home
+    from loragate.promotion_log import PromotionLog
     from loragate.record import AttemptRecord
 
+DIGEST_TAG, MANIFEST_TAG, SIGNATURE_TAG = "loragate.digest", "loragate.manifest", "loragate.signature"
+CHAIN_TAG = "loragate.chain"
+"""Tags of a version in MLflow that say what the bundle and the chain must be, outside of the home."""
+PROMOTED = ("promotion", "rollback")
+"""Events of the chain that say what a release became."""
 Trust = Literal["given", "home", "bundle"]
 STRENGTH: Mapping[Trust, str] = {
     "given": "a key that you named: nobody without its private half has altered a byte",
@@ -30,21 +36,31 @@ class Verified:
     """A bundle in which nothing is wrong, and how much that says.
 
     Attributes:
-        links: How many events the chain has; None where only a bundle was looked at.
+        checked: What is in the bundle.
+        chain: The events of the home; None where only a bundle was looked at.
     """
 
     folder: str
     release: str
     digest: str
-    files: int
-    key: str
     trust: Trust
-    links: int | None = None
+    checked: bundle.Checked
+    chain: tuple[Link, ...] | None = None
 
     @property
     def told(self) -> dict[str, object]:
         """What `verify --json` prints."""
-        return {"verified": True, **asdict(self), "proves": STRENGTH[self.trust]}
+        return {
+            "verified": True,
+            "folder": self.folder,
+            "release": self.release,
+            "digest": self.digest,
+            "files": len(self.checked.digests),
+            "key": self.checked.key,
+            "trust": self.trust,
+            "links": None if self.chain is None else len(self.chain),
+            "proves": STRENGTH[self.trust],
+        }
 
 
 def sealed_folder(home: "Home", record: "AttemptRecord") -> Path:
@@ -73,9 +89,7 @@ def verify_bundle(folder: Path, unseal: bundle.Unseal, known: Mapping[str, str],
     checked = checked_bundle(folder, unseal)
     trust: Trust = "given" if given else "home" if checked.key in known else "bundle"
     said = checked.manifest
-    return Verified(
-        str(folder), str(said.get("model")), str(said.get("release")), len(checked.digests), checked.key, trust
-    )
+    return Verified(str(folder), str(said.get("model")), str(said.get("release")), trust, checked)
 
 
 def checked_bundle(folder: Path, unseal: bundle.Unseal) -> bundle.Checked:
@@ -111,9 +125,10 @@ def verify_release(
     _require_anchor(links, checked.manifest.get("chain"), str(chain))
     _require_release(links, checked, str(closed.digest), str(chain))
     _require_journal(links, home, record, str(chain))
+    _require_promotions(links, home.promotions(record.opened.model), record.opened.model, str(chain))
     trust: Trust = "given" if given else "home"
     name = record.release or record.opened.model
-    return Verified(str(folder), name, str(closed.digest), len(checked.digests), checked.key, trust, len(links))
+    return Verified(str(folder), name, str(closed.digest), trust, checked, links)
 
 
 def _require_anchor(links: Sequence[Link], head: object, chain: str) -> None:
@@ -142,3 +157,45 @@ def _require_journal(links: Sequence[Link], home: "Home", record: "AttemptRecord
     path = home.journal(attempt).path
     if closed[-1].get("journal") != digest_file(path):
         raise VerificationError(f"{path}: altered since the attempt ended; the chain has another digest of it")
+
+
+def _require_promotions(links: Sequence[Link], log: "PromotionLog", model: str, chain: str) -> None:
+    """What became of each release is the same by the promotion log and by the chain."""
+    from loragate.promotion import promotions  # not above: a bundle is verified without what reading a home takes
+
+    content = log.path.read_bytes() if log.path.is_file() else b""
+    told = [fields for event in PROMOTED for fields in events(links, event) if fields.get("model") == model]
+    for fields in told:
+        upto = fields["log"]
+        assert isinstance(upto, dict)
+        if digest_bytes(content[: upto["size"]]) != upto["sha256"]:
+            what = f"{fields['kind']} of {model}@{fields['version']}"
+            raise VerificationError(f"{log.path}: altered; the chain has another digest of it up to the {what}")
+    known = {fields["promotion"] for fields in told}
+    for each in promotions(log.lines()):
+        if each.outcome in ("champion", "candidate", "lost") and each.intent.id not in known:
+            raise VerificationError(f"{chain}: has no event of the {each.intent.kind} of {each.name}")
+
+
+def require_tags(tags: Mapping[str, str], verified: Verified, what: str) -> None:
+    """Hold the tags of a version in MLflow against the bundle and the chain that they were made from.
+
+    Raises:
+        VerificationError: The first tag that says something else.
+    """
+    digests = verified.checked.digests
+    expected = {
+        DIGEST_TAG: verified.digest,
+        MANIFEST_TAG: digests[bundle.MANIFEST],
+        SIGNATURE_TAG: digests[bundle.SIGNATURE],
+    }
+    for tag, value in expected.items():
+        if tags.get(tag) != value:
+            raise VerificationError(f"{what}: the tag {tag} in MLflow says {tags.get(tag)!r}, the bundle {value!r}")
+    told = tags.get(CHAIN_TAG, "")
+    heads = {f"{link.number}:{digest_bytes(link.line)}" for link in verified.chain or ()}
+    if told not in heads:
+        raise VerificationError(
+            f"{what}: the tag {CHAIN_TAG} in MLflow says {told!r}, and the chain of this home has no such line: "
+            "the tag was altered, or another chain was put in the place of the one that the release was sealed into"
+        )

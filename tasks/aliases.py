@@ -1,14 +1,16 @@
 """Move a model's aliases on request: a candidate becomes champion, the champion before comes back, a check of both."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from loragate.errors import BlockedError, ConfigError, OutageError
+from loragate.errors import BlockedError, ConfigError, OutageError, VerificationError
 from loragate.home import Home
 from loragate.narration import tell
-from loragate.promotion import CHAMPION, Intent, Kind, Line, Promotion, moved, unfinished
+from loragate.promotion import ALIASES, CHAMPION, Intent, Kind, Line, Promotion, moved, unfinished
 from loragate.record import AttemptRecord, now
+from loragate.verification import Verified, require_tags
 from tasks.promote import Place, advance, attempt_again, files_of, finish
 
 
@@ -35,13 +37,26 @@ def promote(home: Home, record: AttemptRecord, expect: str | None) -> Promotion:
         OutageError: MLflow does not do as asked; a reconciliation does the rest.
         VerificationError: Its files in MLflow are not those that the gates judged.
     """
-    name = record.release
-    if name is None or record.closed is None or record.closed.version is None:
+    return _ask(home, record, "promotion", _registered(record), expect)
+
+
+def _registered(record: AttemptRecord) -> str:
+    """The version of a release."""
+    if record.closed is None or record.closed.version is None:
         raise ConfigError(
-            f"{record.opened.attempt}: {record.outcome}, without a version in MLflow; only a registered release can be "
-            "promoted (`loragate reconcile` registers what an outage left)"
+            f"{record.opened.attempt}: {record.outcome}, without a version in MLflow (`loragate reconcile` registers "
+            "what an outage left)"
         )
-    return _ask(home, record, "promotion", record.closed.version, expect)
+    return record.closed.version
+
+
+def _store(home: Home, record: AttemptRecord) -> str:
+    """The store that a release was brought to, as the log calls it."""
+    own = [
+        p.intent for p in home.standings(record.opened.model).promotions if p.intent.attempt == record.opened.attempt
+    ]
+    uri = record.tracked.uri if record.tracked else home.tracking_uri
+    return own[0].store if own else home.store_name(uri)
 
 
 def rollback(home: Home, model: str, expect: str | None) -> Promotion:
@@ -62,9 +77,7 @@ def _ask(home: Home, record: AttemptRecord, kind: Kind, version: str, expect: st
         for earlier in unfinished(log.lines()):
             tell(finish(home, earlier))
         standings = home.standings(model)
-        own = [p.intent for p in standings.promotions if p.intent.attempt == record.opened.attempt]
-        uri = record.tracked.uri if record.tracked else home.tracking_uri
-        store = own[0].store if own else home.store_name(uri)
+        store = _store(home, record)
         champions = standings.lineage(store)
         top = champions[-1] if champions else ""
         judged = kind == "promotion" and record.incumbent is not None
@@ -79,7 +92,7 @@ def _ask(home: Home, record: AttemptRecord, kind: Kind, version: str, expect: st
             store,
             CHAMPION,
             expected,
-            own[0].files if own else files_of(home, record),
+            files_of(home, record),
             named=expect is not None,
             version=version,
         )
@@ -139,13 +152,21 @@ def _held(place: Place, *, looks: bool) -> list[Found]:
             told = [Found(place.model, "danger", text) for text in registry.dangers(place.uri, place.model, known)]
     except OutageError as error:
         return [Found(place.model, "open", f"{place.model}: its aliases cannot be looked at: {error}")]
-    for alias, version in known.items():
-        if found.get(alias, "") != version:
-            text = moved(place.model, alias, found.get(alias, ""), version)
-            told.append(Found(place.model, "moved", text))
-            if not looks:
-                _note_moved(place, text)
+    for text in _moved(place, found):
+        told.append(Found(place.model, "moved", text))
+        if not looks:
+            _note_moved(place, text)
     return told
+
+
+def _moved(place: Place, owners: Mapping[str, str]) -> list[str]:
+    """Say which aliases MLflow has elsewhere than the log."""
+    known = place.home.standings(place.model).standing(place.store)
+    return [
+        moved(place.model, alias, owners.get(alias, ""), known.get(alias, ""))
+        for alias in ALIASES
+        if owners.get(alias) != known.get(alias)
+    ]
 
 
 def _note_moved(place: Place, text: str) -> None:
@@ -155,3 +176,23 @@ def _note_moved(place: Place, text: str) -> None:
     since = [line.value for line in last[::-1] if line.happened == "moved"]
     if text not in since:
         log.append(Line(now(), "", "moved", text))
+
+
+def verify_registered(home: Home, record: AttemptRecord, verified: Verified) -> None:
+    """Hold what MLflow has of a release against its bundle, the chain and the promotion log.
+
+    Raises:
+        ConfigError: MLflow has no version of it yet.
+        OutageError: MLflow does not answer.
+        VerificationError: The first thing wrong: the version, a file, a tag, an alias.
+    """
+    from loragate.engines import registry
+
+    version, what = _registered(record), str(record.release)
+    place = Place(home, record.opened.model, _store(home, record) or home.tracking_uri)
+    with registry.asking(place.uri):
+        registry.verify_version(place.uri, place.model, version, verified.checked.digests, place.scratch)
+        require_tags(registry.tags(place.uri, place.model, version), verified, what)
+        owners = registry.aliases(place.uri, place.model)
+    for text in _moved(place, owners):
+        raise VerificationError(text)

@@ -16,7 +16,7 @@ from loragate.config import Config, RunFile
 from loragate.errors import BusyError, ConfigError, OutageError, VerificationError
 from loragate.home import Home
 from loragate.narration import tell
-from loragate.promotion import CANDIDATE, CHAMPION, PREVIOUS, Intent, Line, Promotion, unfinished, why_lost
+from loragate.promotion import CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS, Intent, Line, Promotion, unfinished, why_lost
 from loragate.promotion import lineage as lineage_of
 from loragate.record import AttemptRecord, Closed, now
 from loragate.store import locked
@@ -254,21 +254,36 @@ def _seal(place: Place, promotion: Promotion, attempt: Attempt | None) -> Promot
             _close(place, promotion, attempt)
         close_again(attempt)
         tracking.close_run(attempt, attempt.journal.read())
-    if promotion.flipped:
-        _chain(place, promotion)
+    _challenge(place)
+    _chain(place, promotion)
     sealed = {"outcome": promotion.reached, "reason": promotion.lost}
     return place.home.promotions(place.model).note(promotion, "sealed", {**sealed})
 
 
+def _challenge(place: Place) -> None:
+    """Let the alias `challenger` follow: the candidate has it while it is not the champion."""
+    from loragate.engines import registry
+
+    version = place.home.standings(place.model).standing(place.store).get(CHALLENGER)
+    if version is None:
+        registry.take_alias(place.uri, place.model, CHALLENGER)
+    else:
+        registry.give_alias(place.uri, place.model, CHALLENGER, version)
+
+
 def _chain(place: Place, promotion: Promotion) -> None:
-    """Put it into the chain that a version became champion, once."""
+    """Put it into the chain what a version became, once, and how the log has it."""
     intent = promotion.intent
+    size, digest = place.home.promotions(place.model).through(intent.id)
     fields = {
         "promotion": intent.id,
+        "kind": intent.kind,
         "model": intent.model,
         "release": intent.digest,
         "version": promotion.version,
-        "replaced": intent.expected,
+        "outcome": promotion.reached,
+        "replaced": intent.expected if promotion.flipped else None,
+        "log": {"size": size, "sha256": digest},
     }
     assert place.chain is not None
     event = "rollback" if intent.kind == "rollback" else "promotion"

@@ -19,6 +19,7 @@ from loragate.record import AttemptRecord, Closed, now
 from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
 from loragate.store import MARKER, copy_file_linked, write_atomically
+from loragate.verification import CHAIN_TAG, MANIFEST_TAG, SIGNATURE_TAG
 from tasks.release_keys import sealing_key
 
 TEMPLATE = "chat_template.jinja"
@@ -76,9 +77,9 @@ def seal_tags(sealed: Sealed) -> dict[str, str]:
     """Tags of the MLflow version: what the chain and the bundle must be, told outside of the home."""
     head = sealed.head
     return {
-        "loragate.manifest": sealed.files[bundle.MANIFEST],
-        "loragate.signature": sealed.files[bundle.SIGNATURE],
-        "loragate.chain": f"{head.length}:{head.hash}",
+        MANIFEST_TAG: sealed.files[bundle.MANIFEST],
+        SIGNATURE_TAG: sealed.files[bundle.SIGNATURE],
+        CHAIN_TAG: f"{head.length}:{head.hash}",
     }
 
 

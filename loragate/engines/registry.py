@@ -60,6 +60,11 @@ def take_alias(uri: str, model: str, alias: str) -> None:
     MlflowClient(uri).delete_registered_model_alias(model, alias)
 
 
+def tags(uri: str, model: str, version: str) -> dict[str, str]:
+    """What a version's tags say."""
+    return dict(MlflowClient(uri).get_model_version(model, version).tags)
+
+
 def run_of(uri: str, model: str, version: str) -> str:
     """The run that a version's files belong to."""
     return str(MlflowClient(uri).get_model_version(model, version).run_id)

@@ -20,6 +20,7 @@ from loragate.config import plain
 from loragate.narration import tell
 from loragate.promotion import VERSION_FOLDER
 from loragate.record import AttemptRecord, Outcome, Tracked, now
+from loragate.verification import DIGEST_TAG
 from loragate.waivers import SIGNATURE
 
 MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file, which is an artifact
@@ -214,12 +215,12 @@ def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = Non
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("loragate.digest") == digest]
+    known = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(DIGEST_TAG) == digest]
     if known:
         version = str(known[0].version)
     else:
         source = client.get_run(tracked.run_id).info.artifact_uri + f"/{VERSION_FOLDER}"
-        tags = {"loragate.digest": digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
+        tags = {DIGEST_TAG: digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
         tags |= {**(seal or {}), **_waivers(attempt.journal.read())}
         version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
     return version

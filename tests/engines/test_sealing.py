@@ -234,10 +234,10 @@ def complaint(home: SealedHome) -> str:
 
 def test_what_is_whole_is_verified_in_its_home_and_away_from_it(home: SealedHome, tmp_path: Path) -> None:
     here = verified("tiny@1", (), str(home.root))
-    assert (here.trust, here.links, here.digest, here.release) == ("home", 10, home.digests[0], "tiny@1")
+    assert (here.trust, here.told["links"], here.digest, here.release) == ("home", 10, home.digests[0], "tiny@1")
     copy_bundle(home.bundle(2), tmp_path / "away", lambda folder: verified(folder, (), str(home.root)))
     away = verified(str(tmp_path / "away"), (), str(tmp_path / "nowhere"))
-    assert (away.trust, away.links, away.digest) == ("bundle", None, home.digests[1])
+    assert (away.trust, away.chain, away.digest) == ("bundle", None, home.digests[1])
     public = next((home.root / "keys").glob("*.pub"))
     assert verified(str(tmp_path / "away"), (public,), None).trust == "given"
     assert manifest(tmp_path / "away") == manifest(home.bundle(2))

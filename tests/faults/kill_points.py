@@ -37,12 +37,12 @@ from tasks.release_keys import open_chain
 
 narration.quiet = True
 os.environ.update(QUIET)
-OLD = {"candidate": "3", "champion": "2", "previous": "1"}
+OLD = {"candidate": "3", "challenger": "3", "champion": "2", "previous": "1"}
 WANTED = {
     "release": {"candidate": "4", "champion": "4", "previous": "2"},
-    "candidate": {"candidate": "4", "champion": "2", "previous": "1"},
+    "candidate": {"candidate": "4", "challenger": "4", "champion": "2", "previous": "1"},
     "promote": {"candidate": "3", "champion": "3", "previous": "2"},
-    "rollback": {"candidate": "3", "champion": "1"},
+    "rollback": {"candidate": "3", "challenger": "3", "champion": "1"},
     "lost": OLD,
 }
 """Aliases at the end of each road."""

@@ -140,28 +140,6 @@ def verify(name: str, keys: tuple[Path, ...], home: str | None, as_json: bool, q
             put(f"signed with {found.key[:12]}, {found.told['proves']}")
 
 
-@click.command()
-@click.argument("name", metavar="RELEASE")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@common
-def export(name: str, folder: Path, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
-    """Copy a release's sealed bundle into the new folder DIR, to take away.
-
-    The release is verified first and the copy afterwards; `loragate verify DIR` checks it anywhere, without a home.
-    """
-    with answered(verbose):
-        from loragate.exporting import copy_bundle
-
-        found = verified(name, (), home)
-        copy_bundle(Path(found.folder), folder, functools.partial(verified, keys=(), home=home))
-        if as_json:
-            put_json({"exported": str(folder), "release": found.release, "digest": found.digest, "files": found.files})
-        else:
-            put(
-                f"wrote {found.files:,} files of {found.release} to {folder}; check them with: loragate verify {folder}"
-            )
-
-
 def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
     """Verify a folder, or else a release of the home, with the keys that are given or the home's."""
     from loragate.chain import HEAD

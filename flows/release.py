@@ -56,5 +56,5 @@ def walk(attempt: Attempt) -> None:
     merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged), tuned, remeasured)
 
     ladder = {"tuned": tuned, "merged": remeasured}
-    for name, gguf in export_gguf(attempt, base, adapter.ref, merged.ref).items():
+    for name, gguf in export_gguf(attempt, base, rows, adapter.ref, merged.ref).items():
         ladder[name] = gguf_gate(attempt, probe_gguf(attempt, name, gguf, base, rows, ladder), base)

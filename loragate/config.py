@@ -137,7 +137,8 @@ class Export(Section):
     """GGUF files to export; each passes the GGUF gate on its own."""
     ollama: bool = True
     """Whether a Modelfile lies beside each GGUF file in the bundle, for `ollama create NAME -f FILE`: the chat template
-    in Ollama's language, where it has a form in it, and the tokens that end an answer."""
+    in Ollama's language, where it has a form in it, the tokens that end an answer, and the system message where all
+    training rows have the same one."""
     gguf_adapter: bool = False
     """Whether the adapter is also exported as a GGUF file of its own, for runtimes that put it on the base model; it
     passes the GGUF gate on top of the base in f16, which is converted and measured for it: off, since that takes about

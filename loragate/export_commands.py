@@ -76,8 +76,7 @@ def export(  # noqa: PLR0913 - one parameter an option
 @click.option(
     "--merged",
     is_flag=True,
-    help="Upload the merged model as well, into the folder merged/ of the repository. No bundle holds it: without that "
-    "folder and .gitattributes, what is downloaded is the bundle again.",
+    help="Upload the merged model as well, into the folder merged/ of the repository; no bundle holds it.",
 )
 @click.option("--revision", metavar="BRANCH", help="Branch that gets the commit; made where it is not there.")
 @click.option(
@@ -103,6 +102,9 @@ def push(  # noqa: PLR0913 - one parameter an option
     The release, or the bundle in the folder DIR, is verified first; afterwards the hub is asked what it holds, and
     every file is compared (exit code 4 where one is not as it was sealed). In the folders that a bundle fills, files
     of an earlier release are removed; everything else in the repository stays. HF_ENDPOINT names another hub.
+
+    What is downloaded is the bundle again, and verified as such, once .gitattributes, .cache, merged and whatever else
+    the repository has of its own is taken out.
     """
     with answered(verbose):
         token = read_token(token_file)

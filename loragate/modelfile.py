@@ -25,11 +25,13 @@ class Asked:
         chat: What is known of its chat template.
         start: Text of the token that the runtime begins every text with by itself; empty where it adds none.
         stops: Texts of the tokens that end an answer.
+        system: System message that every training row begins with; empty where there is none such.
     """
 
     chat: Chat
     start: str
     stops: tuple[str, ...]
+    system: str = ""
 
 
 def modelfile(file: str, asked: Asked) -> str:
@@ -39,6 +41,7 @@ def modelfile(file: str, asked: Asked) -> str:
             f"# ollama create NAME -f {modelfile_name(file)}",
             f"FROM ./{file}",
             *_template(asked),
+            *_system(asked),
             *(f"PARAMETER stop {_quoted(stop)}" for stop in asked.stops if _quotable(stop)),
             "",
         ]
@@ -65,6 +68,13 @@ def _template(asked: Asked) -> list[str]:
             "# The chat template leaves thoughts (<think>) out of earlier answers; Ollama keeps what it is given."
         )
     return [*told, f"TEMPLATE {QUOTES}{text}{QUOTES}"]
+
+
+def _system(asked: Asked) -> list[str]:
+    """What a model that was never asked without a system message is asked with, unless another one is given."""
+    if not asked.system or not _quotable(asked.system):
+        return []
+    return ["# Every training row has this system message.", f"SYSTEM {QUOTES}{asked.system}{QUOTES}"]
 
 
 def go_template(turns: Turns) -> str:

@@ -28,14 +28,14 @@ class Probed:
 
 
 @task(name="export GGUF", **STEP)
-def export_gguf(attempt: Attempt, base: FetchedBase, adapter: Ref, merged: Ref) -> dict[str, Ref]:
+def export_gguf(attempt: Attempt, base: FetchedBase, rows: Rows, adapter: Ref, merged: Ref) -> dict[str, Ref]:
     """Return one GGUF file for each quantisation of the run file, f16 first: the others are held against it.
 
     Where the run file asks for them, Modelfiles are written for these, and the adapter's own file comes last.
     """
     files = _convert(attempt, merged)
     if attempt.config.export.ollama:
-        write_modelfiles(attempt, base, [Path(ref.path).name for ref in files.values()])
+        write_modelfiles(attempt, base, rows, [Path(ref.path).name for ref in files.values()])
     if attempt.config.export.gguf_adapter:
         files[ADAPTER] = export_adapter(attempt, base, adapter)
     return files

@@ -16,8 +16,8 @@ from loragate.engines import chat_template
 from loragate.engines.language_model import template_of
 from loragate.engines.llama import CONVERTER
 from loragate.modelfile import Asked, go_template, modelfile, modelfile_name
-from loragate.rendering import Template, TemplateError
-from loragate.rows import Message
+from loragate.rendering import Example, Template, TemplateError, common_system, rendered_line
+from loragate.rows import Conversation, Message
 from loragate.turns import Chat, conversation, find_turns
 
 START = "<s>"
@@ -256,6 +256,19 @@ def test_what_the_chat_template_does_to_contents_is_told() -> None:
     assert "thoughts" in modelfile("model-f16.gguf", Asked(chat(thinking), "", ()))
     assert "white space" in modelfile("model-f16.gguf", Asked(chat(LLAMA_3), "", ()))
     assert "takes no system message" in modelfile("model-f16.gguf", Asked(chat(GEMMA), "", ()))
+
+
+@pytest.mark.parametrize(
+    ("systems", "common"),
+    [(["Be brief."] * 2, "Be brief."), (["Be brief.", "Be long."], ""), ([None, "Be brief."], ""), ([], "")],
+    ids=["same", "several", "not all", "no rows"],
+)
+def test_a_system_message_is_written_where_every_training_row_has_it(systems: list[str | None], common: str) -> None:
+    rows = [Conversation(conversation(["Hello", "Yes"], system)) for system in systems]
+    lines = [rendered_line(Example((1, 2), (), 1, 1, 2), row, "train.jsonl:1") for row in rows]
+    assert common_system(lines) == common
+    said = commands(modelfile("model-f16.gguf", Asked(chat(LLAMA_3), "", (), common_system(lines))))
+    assert said.get("SYSTEM", [""]) == [common]
 
 
 def test_names_are_ones_that_a_bundle_allows() -> None:

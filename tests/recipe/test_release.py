@@ -247,11 +247,13 @@ def test_plain_text_in_an_mlx_lm_folder_walks_the_whole_road(released: Released,
     write_jsonl(tmp_path / "rows" / "valid.jsonl", [{"text": text} for text in texts[24:]])
     run = json.loads((released.folder / "run.yaml").read_text(encoding="utf-8"))
     run |= {"model": "text", "home": str(released.home), "data": {"train": ["rows"], "max_tokens": 96}}
-    run["export"] = {"gguf": ["f16"]}
+    run["export"] = {"gguf": ["f16"], "ollama": False}
     (tmp_path / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
     done = loragate("release", "run.yaml", "--json", cwd=tmp_path)
     assert done.code == 0, done.said
     assert done.json["metrics"]["tuned_ppl"] < done.json["metrics"]["baseline_ppl"]
+    (gguf,) = (released.home / "releases" / "text").glob("*/gguf")
+    assert names(gguf) == {"model-f16.gguf"}
     assert done.json["metrics"]["gguf_f16_ppl"] == pytest.approx(done.json["metrics"]["tuned_ppl"], rel=0.01)
 
 

@@ -1,6 +1,7 @@
 """Modelfiles: what Ollama would make of a conversation is what the chat template of training makes of it."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from loragate.bundle import why_not_named
 from loragate.child import ignore
 from loragate.engines import chat_template
 from loragate.engines.language_model import template_of
-from loragate.engines.llama import CONVERTER
 from loragate.modelfile import Asked, go_template, modelfile, modelfile_name
 from loragate.rendering import Example, Template, TemplateError, common_system, rendered_line
 from loragate.rows import Conversation, Message
@@ -50,7 +50,7 @@ LAST_ONLY = (  # the system message goes into the last question, as in some of M
     "{{ messages[0]['content'] }}{% endif %}[{{ m['content'] }}]{% endif %}{% endfor %}"
 )
 OWN: Mapping[str, str] = {"llama 3": LLAMA_3, "gemma": GEMMA, "mistral": MISTRAL, "braces": BRACES}
-FILES = sorted((CONVERTER / "templates").glob("*.jinja"))
+FILES = sorted((Path(sys.prefix) / "share" / "loragate" / "llama.cpp" / "templates").glob("*.jinja"))
 SAID = ('What?\n\nIt is "odd": {{ .System }} and {% x %}.', "Größe 😀", "So.", "{", "}}", "Yes, 'so'", "End?")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from checks.answers import loop_share, stop_share
 from checks.ladder import HopLimits, judge_hop
 from loragate.artifact_work import GgufEvidence
-from loragate.ladder import Hop
+from loragate.ladder import ADAPTER, F16, Hop
 from loragate.limits import GgufLimits
 from loragate.plan import GIGABYTE
 from loragate.verdicts import Finding, Verdict, at_least, at_most, conclude, exactly, none_of
@@ -15,7 +15,7 @@ from loragate.work import Base
 
 
 def judge(name: str, evidence: GgufEvidence, hop: Hop, base: Base, limits: GgufLimits, *, alpha: float) -> Verdict:
-    """Judge one file, named by its quantisation, and the step to it from the model that it was made from.
+    """Judge one file, named by its quantisation or `adapter` (on top of its base), and the step to it from its source.
 
     Args:
         alpha: Probability with which the bound of the perplexity's interval may be wrong.
@@ -103,9 +103,10 @@ def _probes(evidence: GgufEvidence, limits: GgufLimits) -> Finding:
 
 
 def _as_named(name: str, evidence: GgufEvidence) -> Finding:
-    """The file must be in the number format that it is released as."""
+    """The file must be in the number format that it is released as; an adapter meets its base in f16."""
     own = evidence.quantization or "of no format that is exported here"
-    return Finding("quantization_as_named", evidence.quantization == name, f"the file says it is {own}")
+    wanted = F16 if name == ADAPTER else name
+    return Finding("quantization_as_named", evidence.quantization == wanted, f"the file says it is {own}")
 
 
 def _not_better(hop: Hop, limits: GgufLimits) -> Finding:

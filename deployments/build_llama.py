@@ -38,7 +38,7 @@ WORK = HOME / "llama.cpp.building"
 
 VENDOR = "vendor/llama.cpp"
 BINDINGS = ("llama_cpp", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE.md")
-CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "conversion", "gguf-py")
+CONVERTER = ("LICENSE", "convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py")
 TEMPLATES = "models/templates"
 LIBRARY = ("CMakeLists.txt", "cmake", "ggml", "include", "licenses", "src", "vendor")
 

@@ -55,6 +55,6 @@ def walk(attempt: Attempt) -> None:
     remeasured = measure_model(attempt, "merged", base, rows, weights=merged.ref, against=[baseline, tuned])
     merge_gate(attempt, merged, compare_merged(attempt, base, adapter, merged), tuned, remeasured)
 
-    ladder = {"merged": remeasured}
-    for name, gguf in export_gguf(attempt, merged.ref).items():
+    ladder = {"tuned": tuned, "merged": remeasured}
+    for name, gguf in export_gguf(attempt, base, rows, adapter.ref, merged.ref).items():
         ladder[name] = gguf_gate(attempt, probe_gguf(attempt, name, gguf, base, rows, ladder), base)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from loragate.ladder import Divergence
 from loragate.perplexity import Nll
 from loragate.rows import Conversation
-from loragate.work import Answer, Model
+from loragate.work import Answer, Base, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,36 @@ class ExportGguf:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportAdapter:
+    """Convert an adapter into a GGUF file of its own.
+
+    Attributes:
+        base: Folder of the base model, of which only the configuration is read.
+        file: The file to write.
+    """
+
+    adapter: str
+    base: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeChat:
+    """Find out how a model is asked, for a runtime that does not render chat templates."""
+
+    base: Base
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeGguf:
     """Load a GGUF file with llama.cpp, tokenise, score and talk to it.
 
     Attributes:
+        gguf: The file; of an adapter, the base's.
         probes: File of probe texts with the training tokenizer's ids.
         stop_ids: Ids that end an answer for the tokenizer and for generation.
         folder, against: As in `MeasureModel`.
+        adapter: GGUF file of an adapter to put on top; empty where there is none.
     """
 
     gguf: str
@@ -87,6 +110,7 @@ class ProbeGguf:
     stop_ids: tuple[int, ...]
     folder: str
     against: dict[str, str]
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +133,7 @@ class GgufEvidence:
         unequal_begins: Questions that llama.cpp, left to itself, begins with other tokens than training did.
         quantization: Number format of most of its weights by its own account, e.g. q8_0; empty where it says none.
         divergences: As in `Measured`.
-        size_bytes: Size of the file.
+        size_bytes: Size of the file; of an adapter, that of its own.
         load_seconds: From the call to a model that answers.
         tokens_per_second: Tokens of greedy answers by the time that they took, questions read included, one at a time
             on the machine that judged; NaN where none was asked for.

@@ -12,9 +12,10 @@ import click
 from loragate import __version__
 from loragate.defects import CATALOGUE, GATES
 from loragate.errors import BlockedError, GateRefusedError, VerificationError
+from loragate.export_commands import export, push
 from loragate.options import common, config_argument, overrides_option
 from loragate.promotion_commands import promote, reconcile, rollback
-from loragate.release_commands import export, list_releases, show, verify, waive
+from loragate.release_commands import list_releases, show, verify, waive
 from loragate.terminal import answered, put, put_json
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive, verify, export, promote, rollback, reconcile):
+for command in (list_releases, show, waive, verify, export, push, promote, rollback, reconcile):
     main.add_command(command)
 
 

@@ -135,6 +135,30 @@ class Export(Section):
 
     gguf: Annotated[tuple[Quantization, ...], Field(min_length=1)] = ("f16", "q8_0", "q4_k_m")
     """GGUF files to export; each passes the GGUF gate on its own."""
+    ollama: bool = True
+    """Whether a Modelfile lies beside each GGUF file in the bundle, for `ollama create NAME -f FILE`: the chat template
+    in Ollama's language, where it has a form in it, the tokens that end an answer, and the system message where all
+    training rows have the same one."""
+    gguf_adapter: bool = False
+    """Whether the adapter is also exported as a GGUF file of its own, for runtimes that put it on the base model; it
+    passes the GGUF gate on top of the base in f16, which is converted and measured for it: off, since that takes about
+    as long as one more file of gguf."""
+
+    def adapter_faults(self, train: Train) -> Iterator[str]:
+        """Yield why the adapter of a training could not be a GGUF file, a sentence each.
+
+        The format knows pairs of A and B with one alpha / r, of linear layers (llama.cpp, convert_lora_to_gguf.py).
+        """
+        if not self.gguf_adapter:
+            return
+        if train.dora:
+            yield "the format has no DoRA (train.dora)"
+        if train.alpha_pattern:
+            yield "the format has one alpha for all layers (train.alpha_pattern)"
+        if train.rslora and train.rank_pattern:
+            yield "the format cannot scale ranks that differ by their roots (train.rslora with train.rank_pattern)"
+        if outside := [name for name in train.target_modules if name in ("lm_head", "embed_tokens")]:
+            yield f"llama.cpp's converter takes no adapter of {' and '.join(outside)} (train.target_modules)"
 
 
 class Record(Section):
@@ -176,6 +200,11 @@ class Config(Section):
             raise ValueError(
                 f"train.forward_tokens is {self.train.forward_tokens}, less than one row of "
                 f"data.max_tokens = {self.data.max_tokens}; raise the one or lower the other"
+            )
+        if faults := list(self.export.adapter_faults(self.train)):
+            raise ValueError(
+                f"export.gguf_adapter: the adapter cannot be a GGUF file of its own: {'; '.join(faults)}; "
+                "set export.gguf_adapter to false, or train without"
             )
         local = self.base_model.source.endswith(".gguf") or self.base_model.source.startswith((".", "/", "~"))
         if local and self.base_model.revision is not None:

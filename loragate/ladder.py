@@ -14,8 +14,9 @@ from loragate.rendering import Example
 
 COMPARED_POSITIONS = 4096
 """Supervised positions over which whole predictions are compared; perplexities are of all rows."""
-F16 = "f16"
-STEPS = {"tuned": "training", "merged": "merging", f"gguf_{F16}": "conversion"}
+F16, ADAPTER = "f16", "adapter"
+"""Names of GGUF files: the merged model in 16 bits, and the adapter alone."""
+STEPS = {"tuned": "training", "merged": "merging", f"gguf_{F16}": "conversion", f"gguf_{ADAPTER}": "conversion"}
 """What lies between a rung and the one that it was made from; for every other one it is quantisation."""
 
 
@@ -44,7 +45,7 @@ class Rung:
     """One measurement on the perplexity ladder.
 
     Attributes:
-        name: baseline, tuned, merged, or gguf_ and a quantisation.
+        name: baseline, tuned, merged, or gguf_ and a quantisation or `adapter`.
         above: Name of the rung that it was made from; empty for the first.
         divergences: Its predictions held against those of other rungs, by their names.
     """

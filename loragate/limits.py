@@ -310,18 +310,25 @@ class GgufLimits(Section):
     """The same for q8_0."""
     max_perplexity_ratio_q4_k_m: Annotated[float, Field(gt=0)] = 1.15
     """The same for q4_k_m; small models lose more than large ones."""
+    max_perplexity_ratio_adapter: Annotated[float, Field(gt=0)] = 1.01
+    """The same for the adapter's own file (export.gguf_adapter): on the base in f16, against base and adapter as in
+    training. After qlora that base is not the quantised one of training, and limits like those of q4_k_m are fit."""
     max_kl_f16: Annotated[float, Field(gt=0)] = 0.01
     """Mean KL divergence in nats, before || f16."""
     max_kl_q8_0: Annotated[float, Field(gt=0)] = 0.02
     """The same for q8_0."""
     max_kl_q4_k_m: Annotated[float, Field(gt=0)] = 0.25
     """The same for q4_k_m."""
+    max_kl_adapter: Annotated[float, Field(gt=0)] = 0.01
+    """The same for the adapter's own file."""
     min_top1_agreement_f16: Share = 0.95
     """Share of positions where the file and what it was made from have the same likeliest token, for f16."""
     min_top1_agreement_q8_0: Share = 0.93
     """The same for q8_0."""
     min_top1_agreement_q4_k_m: Share = 0.75
     """The same for q4_k_m."""
+    min_top1_agreement_adapter: Share = 0.95
+    """The same for the adapter's own file."""
     min_perplexity_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     """A file this much better than what it was made from is another model."""
     max_unequal_probe_share: Share = 0.1

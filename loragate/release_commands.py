@@ -154,7 +154,7 @@ def verify(  # noqa: PLR0913 - one parameter an option
         else:
             chain = f", and the chain of {len(found.chain):,} events has it" if found.chain else ""
             put(f"VERIFIED  {found.release}  {found.digest}")
-            put(f"{found.told['files']:,} files in {found.folder} are as they were sealed{chain}")
+            put(f"{found.files:,} files in {found.folder} are as they were sealed{chain}")
             if also_mlflow:
                 put("MLflow has the same files, the tags that belong to them, and the aliases of the promotion log")
             put(f"signed with {found.checked.key[:12]}, {found.told['proves']}")
@@ -170,34 +170,6 @@ def _verify_in_mlflow(found: "Verified", name: str, home: str | None, quiet: boo
 
     place = prepare(home, quiet, verbose)
     verify_registered(place, pick(place.records(), name, str(place.root)), found)
-
-
-@click.command()
-@click.argument("name", metavar="RELEASE")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
-@common
-def export(name: str, folder: Path, home: str | None, as_json: bool, quiet: bool, verbose: bool) -> None:  # noqa: ARG001
-    """Copy a release's sealed bundle into the new folder DIR, to take away.
-
-    The release is verified first and the copy afterwards; `loragate verify DIR` checks it anywhere, without a home.
-    """
-    with answered(verbose):
-        from loragate.exporting import copy_bundle
-
-        found = verified(name, (), home)
-        copy_bundle(Path(found.folder), folder, functools.partial(verified, keys=(), home=home))
-        if as_json:
-            put_json(
-                {
-                    "exported": str(folder),
-                    "release": found.release,
-                    "digest": found.digest,
-                    "files": found.told["files"],
-                }
-            )
-        else:
-            files = f"{found.told['files']:,} files of {found.release}"
-            put(f"wrote {files} to {folder}; check them with: loragate verify {folder}")
 
 
 def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":

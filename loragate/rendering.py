@@ -7,7 +7,7 @@ prompt's ids are exactly those of generation. A template that changes earlier te
 stretches and is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,17 @@ def read_rendered(line: bytes) -> tuple[Example, Conversation, str]:
         copies=fields["copies"],
     )
     return example, from_fields(fields), fields["place"]
+
+
+def common_system(lines: Iterable[bytes]) -> str:
+    """The system message that every rendered row begins with; empty where one has none or another."""
+    common = ""
+    for line in lines:
+        first = orjson.loads(line)["messages"][0]
+        if first["role"] != "system" or first["content"] != (common or first["content"]):
+            return ""
+        common = first["content"]
+    return common
 
 
 def segments(messages: Sequence[Message], template: Template, is_stop: Callable[[str], bool]) -> list[Stretch]:

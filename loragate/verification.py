@@ -48,6 +48,11 @@ class Verified:
     chain: tuple[Link, ...] | None = None
 
     @property
+    def files(self) -> int:
+        """How many files the bundle has."""
+        return len(self.checked.digests)
+
+    @property
     def told(self) -> dict[str, object]:
         """What `verify --json` prints."""
         return {
@@ -55,7 +60,7 @@ class Verified:
             "folder": self.folder,
             "release": self.release,
             "digest": self.digest,
-            "files": len(self.checked.digests),
+            "files": self.files,
             "key": self.checked.key,
             "trust": self.trust,
             "links": None if self.chain is None else len(self.chain),

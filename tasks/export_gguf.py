@@ -8,14 +8,13 @@ from prefect import task
 
 from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
-from loragate.ladder import F16, Hop
+from loragate.ladder import ADAPTER, F16, Hop
 from loragate.refs import Ref, digest_file
 from tasks.compare_models import descend
+from tasks.export_adapter import CODE, LIBRARIES, base_gguf, export_adapter
 from tasks.models import first_questions
 from tasks.policies import STEP
-
-CODE = ("loragate.engines.llama", "loragate.engines.predictions", "loragate.ladder")
-LIBRARIES = ("llama_cpp_python",)
+from tasks.write_modelfiles import write_modelfiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,20 @@ class Probed:
 
 
 @task(name="export GGUF", **STEP)
-def export_gguf(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
-    """Return one GGUF file for each quantisation of the run file, f16 first: the others are held against it."""
+def export_gguf(attempt: Attempt, base: FetchedBase, rows: Rows, adapter: Ref, merged: Ref) -> dict[str, Ref]:
+    """Return one GGUF file for each quantisation of the run file, f16 first: the others are held against it.
+
+    Where the run file asks for them, Modelfiles are written for these, and the adapter's own file comes last.
+    """
+    files = _convert(attempt, merged)
+    if attempt.config.export.ollama:
+        write_modelfiles(attempt, base, rows, [Path(ref.path).name for ref in files.values()])
+    if attempt.config.export.gguf_adapter:
+        files[ADAPTER] = export_adapter(attempt, base, adapter)
+    return files
+
+
+def _convert(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
     wanted = tuple(sorted(attempt.config.export.gguf, key=lambda name: name != F16))
     settings = {"gguf": list(wanted)}
     steps = recipe("gguf", {"merged": merged.digest}, code=CODE, libraries=LIBRARIES, settings=settings)
@@ -51,11 +62,13 @@ def probe_gguf(
 ) -> Probed:
     """Load a file in a fresh process, tokenise, score and talk to it; hold it against what it was made from."""
     limits = attempt.config.gates.quality
-    above = ladder["merged"] if name == F16 else ladder.get(F16, ladder["merged"])
+    above = _above(name, ladder)
     questions = first_questions(rows, limits.num_samples)
+    below = base_gguf(attempt, base) if name == ADAPTER else None
     steps = recipe(
         f"probe_{name}",
-        {"gguf": gguf.digest, "base": base.digest, "rows": rows.digest, "against": above.digest},
+        ({"base_gguf": below.digest} if below else {})
+        | {"gguf": gguf.digest, "base": base.digest, "rows": rows.digest, "against": above.digest},
         code=CODE,
         libraries=LIBRARIES,
         settings={"samples": limits.num_samples, "answer_tokens": limits.sample_tokens},
@@ -63,7 +76,7 @@ def probe_gguf(
 
     def make(folder: Path) -> object:
         request = ProbeGguf(
-            gguf.path,
+            below.path if below else gguf.path,
             rows.file("heldout.jsonl"),
             rows.file("probes.jsonl"),
             questions,
@@ -71,6 +84,7 @@ def probe_gguf(
             base.base.stop_ids,
             str(folder),
             {above.name: above.folder},
+            gguf.path if below else "",
         )
         return attempt.call("loragate.engines.llama:probe", request, fresh=True)
 
@@ -80,3 +94,10 @@ def probe_gguf(
     attempt.note_rung(measured, above)
     limit = getattr(attempt.config.gates.gguf, f"max_perplexity_ratio_{name}")
     return Probed(name, measured, evidence, descend(attempt, above, measured, limit))
+
+
+def _above(name: str, ladder: Mapping[str, Measurement]) -> Measurement:
+    """What a file was made from: the adapter as trained, the merged model, or f16 where that is exported."""
+    if name == ADAPTER:
+        return ladder["tuned"]
+    return ladder["merged"] if name == F16 else ladder.get(F16, ladder["merged"])

@@ -25,6 +25,8 @@ from tasks.release_keys import sealing_key
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin")
 """Endings of merged weights: they follow from base and adapter, and only their digest goes along."""
+FOLDERS = {"adapter": "adapter", "modelfiles": "gguf"}
+"""Where in a bundle the folders of artifacts go; GGUF files are artifacts of their own."""
 ROOMS = ("checks", "flows", "loragate", "tasks")
 
 
@@ -128,9 +130,9 @@ def _link_artifacts(building: Path, record: AttemptRecord) -> dict[str, str]:
         source = Path(ref.path)
         if name.startswith("gguf_"):
             _link(source, building / "gguf" / source.name)
-        elif name == "adapter":
+        elif name in FOLDERS:
             for each in files_below(source, without=frozenset({MARKER})):
-                _link(source / each, building / "adapter" / each)
+                _link(source / each, building / FOLDERS[name] / each)
         elif name == "merged":
             beside = sorted(path for path in source.iterdir() if path.is_file() and not path.name.endswith(WEIGHTS))
             for path in (path for path in beside if path.name != MARKER):
@@ -151,9 +153,9 @@ def _require_judged(record: AttemptRecord, shipped: Mapping[str, str]) -> None:
     for name, ref in record.artifacts.items():
         if name.startswith("gguf_"):
             found = shipped.get(f"gguf/{Path(ref.path).name}")
-        elif name == "adapter":
-            adapter = {each.partition("/")[2]: d for each, d in shipped.items() if each.startswith("adapter/")}
-            found = digest_manifest(adapter)
+        elif name in FOLDERS:
+            below = {each.partition("/")[2]: d for each, d in shipped.items() if each.startswith(f"{FOLDERS[name]}/")}
+            found = digest_manifest({each: d for each, d in below.items() if not each.endswith(".gguf")})
         else:
             continue
         if found != ref.digest:

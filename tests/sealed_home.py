@@ -72,12 +72,13 @@ def fill(attempt: Attempt, folder: Path, number: int) -> None:
         "merged/chat_template.jinja": b"{{ messages }}",
         "merged/modeling_tiny.py": b"import os",
         "gguf/model-q8_0.gguf": b"GGUF" + bytes([number]) * 8,
+        "modelfiles/Modelfile-q8_0.txt": b"FROM ./model-q8_0.gguf\n",
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     attempt.settle(conclude("plan", [Finding("steps", True, "6 steps", value=6)]))
-    for name in ("adapter", "merged"):
+    for name in ("adapter", "merged", "modelfiles"):
         attempt.note("artifact", name, reference(folder / name))
     attempt.note("artifact", "gguf_q8_0", reference(folder / "gguf" / "model-q8_0.gguf"))
     attempt.note("input", "base_model", digest_text("base"))

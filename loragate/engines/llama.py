@@ -8,6 +8,7 @@ import ctypes
 import functools
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
+from loragate.artifact_work import ExportAdapter, ExportGguf, GgufEvidence, ProbeGguf
 from loragate.child import Progress, Report, run_tool
 from loragate.engines.predictions import Gathered, likeliest, parts
 from loragate.errors import StepError
@@ -26,9 +27,11 @@ from loragate.ladder import compared_rows
 from loragate.perplexity import Nll
 from loragate.rendering import Example, read_rendered
 from loragate.rows import Conversation
+from loragate.store import copy_linked, write_atomically
 from loragate.work import Answer
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
+ADAPTER_CONFIG = "adapter_config.json"
 QUANTIZATIONS = {
     "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
@@ -57,12 +60,34 @@ def export(request: ExportGguf, report: Report) -> dict[str, str]:
     return names
 
 
-def _convert(merged: str, to: Path) -> None:
-    script = CONVERTER / "convert_hf_to_gguf.py"
+def export_adapter(request: ExportAdapter, report: Report) -> str:
+    """Write an adapter as an f16 GGUF file of its own and return the file's name.
+
+    llama.cpp scales by the file's one alpha / r (src/llama-adapter.h, get_scale); for rsLoRA's alpha / sqrt(r) the file
+    gets the alpha that makes the same of it.
+
+    Raises:
+        StepError: The converter failed; it takes no adapter of embeddings or of an output head that is tied to them.
+    """
+    to = Path(request.file)
+    source = to.with_suffix(".adapter")
+    copy_linked(request.adapter, source)
+    settings = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if settings["use_rslora"]:
+        settings["lora_alpha"] *= math.sqrt(settings["r"])
+        write_atomically(source / ADAPTER_CONFIG, json.dumps(settings))
+    _convert(str(source), to, "convert_lora_to_gguf.py", "--base", request.base)
+    shutil.rmtree(source)
+    report(Progress(1, 1, "files"))
+    return to.name
+
+
+def _convert(source: str, to: Path, name: str = "convert_hf_to_gguf.py", *more: str) -> None:
+    script = CONVERTER / name
     if not script.exists():
         raise StepError(f"the GGUF converter is not at {script}; `make setup` puts it there")
     log = to.with_suffix(".log")
-    command = [sys.executable, str(script), merged, "--outfile", str(to), "--outtype", "f16"]
+    command = [sys.executable, str(script), source, "--outfile", str(to), "--outtype", "f16", *more]
     run_tool(command, log=log, environment={"PYTHONPATH": str(CONVERTER / "gguf-py")})
     log.unlink()
 
@@ -92,7 +117,7 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
     examples = [example for example, _ in rows]
     longest = max([len(example.ids) for example in examples] + [256 + request.answer_tokens])
     started = time.monotonic()
-    llm = _load(request.gguf, longest + 8)
+    llm = _load(request.gguf, longest + 8, request.adapter)
     load_seconds = time.monotonic() - started
     gathered = Gathered(request.folder, request.against)
     sums = tuple(_score(llm, examples, gathered, report))
@@ -119,17 +144,32 @@ def probe(request: ProbeGguf, report: Report) -> GgufEvidence:
         quantization=_quantization(llm),
         answers=answers,
         divergences=gathered.finish(),
-        size_bytes=Path(request.gguf).stat().st_size,
+        size_bytes=Path(request.adapter or request.gguf).stat().st_size,
         load_seconds=load_seconds,
         tokens_per_second=tokens_per_second,
     )
 
 
-def _load(gguf: str, context: int) -> llama_cpp.Llama:
+def _load(gguf: str, context: int, adapter: str = "") -> llama_cpp.Llama:
     try:
-        return llama_cpp.Llama(gguf, n_ctx=context, n_batch=context, verbose=False, seed=0)
+        llm = llama_cpp.Llama(gguf, n_ctx=context, n_batch=context, verbose=False, seed=0)
     except ValueError as error:
         raise StepError(f"llama.cpp cannot load {gguf}: {error}") from None
+    if adapter:
+        _put_adapter(llm, adapter)
+    return llm
+
+
+def _put_adapter(llm: llama_cpp.Llama, adapter: str) -> None:
+    """Put an adapter on a model, which frees it with itself.
+
+    The binding's own `lora_path` takes a file that cannot be read for an adapter: it looks for None where a null
+    pointer comes back.
+    """
+    loaded = llama_cpp.llama_adapter_lora_init(llm.model, adapter.encode())
+    one = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
+    if not loaded or llama_cpp.llama_set_adapters_lora(llm.ctx, one, 1, (ctypes.c_float * 1)(1.0)):
+        raise StepError(f"llama.cpp cannot load {adapter}: it is no adapter of this model")
 
 
 def _quantization(llm: llama_cpp.Llama) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from prepared import describe, pairs, render
+from prepared import describe, pairs, render, train
 
 from checks import gguf_file as gate
 from loragate import child
-from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
+from loragate.artifact_work import ExportAdapter, ExportGguf, GgufEvidence, ProbeGguf
 from loragate.comparison import ComparePaired
+from loragate.config import Train
 from loragate.engines import paired
 from loragate.engines.language_model import by_length, load_weights, read_examples, token_nats
 from loragate.engines.scoring import measure
@@ -85,11 +86,11 @@ def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATI
     return {quantization: folder / name for quantization, name in names.items()}
 
 
-def probe(gguf: Path, taught: Taught, answer_tokens: int = 24) -> GgufEvidence:
+def probe(gguf: Path, taught: Taught, answer_tokens: int = 24, adapter: str = "") -> GgufEvidence:
     files = (str(taught.rows / "heldout.jsonl"), str(taught.rows / "probes.jsonl"))
     folder = Path(tempfile.mkdtemp(dir=gguf.parent))
     where = str(folder), {"merged": str(taught.folder)}
-    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens, taught.base.stop_ids, *where)
+    request = ProbeGguf(str(gguf), *files, QUESTIONS, answer_tokens, taught.base.stop_ids, *where, adapter)
     evidence = child.call("loragate.engines.llama:probe", request, log=gguf.with_suffix(".log"), fresh=True)
     assert isinstance(evidence, GgufEvidence)
     return evidence
@@ -239,3 +240,60 @@ def test_a_taught_stop_token_that_llama_cpp_does_not_end_at_is_refused(
     assert (found.taught_stops, found.unknown_stops) == ((last,), (last,))
     assert "taught_stops_end_answers" in refused(judged("f16", found, other))
     assert probe(files["f16"], taught).unknown_stops == ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """An adapter, base and adapter as transformers score them, and the two files that llama.cpp is to score."""
+
+    sums: Taught
+    base: Path
+    own: Path
+
+
+def export_adapter(adapter: Path, base: Path, to: Path) -> Path:
+    to.mkdir()
+    request = ExportAdapter(str(adapter), str(base), str(to / "adapter-f16.gguf"))
+    name = child.call("loragate.engines.llama:export_adapter", request, log=to / "export.log", fresh=True)
+    assert [path.name for path in to.iterdir() if path.suffix != ".log"] == [name]
+    return to / str(name)
+
+
+def scored(base: Base, rows: Path, adapter: Path, folder: Path) -> Taught:
+    folder.mkdir()
+    model = Model(base, str(adapter), dtype="float32")
+    found = measure(MeasureModel(model, f"{rows}/heldout.jsonl", (), 1, 1000, str(folder), {}), child.ignore)
+    return Taught(base, rows, found.rows, folder)
+
+
+@pytest.fixture(scope="module", params=[{"rank_pattern": {"q_proj": 2}}, {"rslora": True}], ids=["ranks", "rslora"])
+def adapted(
+    taught: Taught, request: pytest.FixtureRequest, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Adapted:
+    """An adapter that llama.cpp has to scale by something else than its alpha / r; `files` are those of its base."""
+    folder = tmp_path_factory.mktemp("adapted")
+    moved = [pair | {"completion": "No, it never was."} for pair in pairs(16)]
+    rows = render(taught.base, folder, moved, moved)
+    settings = Train(r=8, alpha=16, learning_rate=1e-2, batch_size=4, dtype="float32", **request.param)
+    adapter = train(taught.base, rows, folder, settings).folder
+    own = export_adapter(adapter, Path(taught.base.path), folder / "gguf")
+    return Adapted(scored(taught.base, rows, adapter, folder / "measured"), files["f16"], own)
+
+
+def test_an_adapter_s_own_file_is_on_its_base_what_was_trained(adapted: Adapted) -> None:
+    found = probe(adapted.base, adapted.sums, adapter=str(adapted.own))
+    verdict = judged("adapter", found, adapted.sums)
+    assert verdict.status == "pass", verdict.sentence
+    assert found.size_bytes == adapted.own.stat().st_size < adapted.base.stat().st_size / 10
+    assert total(found.rows).nats == pytest.approx(total(adapted.sums.sums).nats, rel=0.01)
+
+
+def test_the_base_without_its_adapter_is_refused_in_its_place(adapted: Adapted) -> None:
+    verdict = judged("adapter", probe(adapted.base, adapted.sums), adapted.sums)
+    assert {"perplexity_ratio", "kl", "top1_agreement"} <= refused(verdict)
+
+
+def test_an_adapter_that_is_no_adapter_is_a_sentence(taught: Taught, files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "adapter.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StepError, match=r"^llama\.cpp cannot load .*adapter\.gguf: [^\n]+$"):
+        probe(files["q8_0"], taught, adapter=str(tmp_path / "adapter.gguf"))

@@ -12,10 +12,12 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
 
+from loragate.modelfile import modelfile_name
 from loragate.perplexity import Nll, total
 from loragate.refs import digest_bytes, digest_file
 
-GATES = ["data", "plan", "preflight", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
+FILES = ["gguf_f16", "gguf_q8_0", "gguf_q4_k_m", "gguf_adapter"]
+GATES = ["data", "plan", "preflight", "training", "quality", "merge", *FILES]
 STEPS = 12
 """24 rows, 4 a step, 2 epochs."""
 
@@ -68,7 +70,7 @@ def names(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Released:
     folder = tmp_path_factory.mktemp("release")
-    write_run(folder, tiny_model, export={"gguf": ["f16", "q8_0", "q4_k_m"]})
+    write_run(folder, tiny_model, export={"gguf": ["f16", "q8_0", "q4_k_m"], "gguf_adapter": True})
     done = loragate("release", "run.yaml", "--json", cwd=folder)
     assert done.code == 0, done.said
     return Released(folder, done)
@@ -99,9 +101,12 @@ def test_release_prints_the_contract_s_object_and_nothing_else(released: Release
 
 def test_release_leaves_every_artifact_that_it_names(released: Released) -> None:
     found = released.outcome["artifacts"]
-    assert len(found["gguf"]) == 3
+    assert len(found["gguf"]) == 4
     for path in (found["adapter"], found["merged"], found["report"], *found["gguf"]):
         assert Path(path).exists()
+    assert released.outcome["metrics"]["gguf_adapter_ppl"] == pytest.approx(
+        released.outcome["metrics"]["tuned_ppl"], rel=0.01
+    )
     report = Path(found["report"]).read_text(encoding="utf-8")
     assert released.outcome["digest"] in report
     assert "tiny@1" in report
@@ -159,6 +164,11 @@ def test_release_is_sealed_and_its_mlflow_version_says_how(released: Released) -
     assert head == digest_bytes(lines[int(length) - 1])
     assert json.loads(lines[int(length) - 1])["fields"]["release"] == released.outcome["digest"]
     said = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    files = {name.removeprefix("gguf/"): digest for name, digest in said["files"].items() if name.startswith("gguf/")}
+    models = {"model-f16.gguf", "model-q8_0.gguf", "model-q4_k_m.gguf"}
+    assert files.keys() == models | {"adapter-f16.gguf"} | {modelfile_name(name) for name in models}
+    assert files["adapter-f16.gguf"] == said["artifacts"]["gguf_adapter"]
+    assert "FROM ./model-f16.gguf\n" in (bundle / "gguf" / "Modelfile-f16.txt").read_text(encoding="utf-8")
     assert all(said["digests"].values())
     assert said["training_flops"]["estimate"] > 0
     assert {path.stem for path in (bundle / "scores").iterdir()} == {
@@ -237,11 +247,13 @@ def test_plain_text_in_an_mlx_lm_folder_walks_the_whole_road(released: Released,
     write_jsonl(tmp_path / "rows" / "valid.jsonl", [{"text": text} for text in texts[24:]])
     run = json.loads((released.folder / "run.yaml").read_text(encoding="utf-8"))
     run |= {"model": "text", "home": str(released.home), "data": {"train": ["rows"], "max_tokens": 96}}
-    run["export"] = {"gguf": ["f16"]}
+    run["export"] = {"gguf": ["f16"], "ollama": False}
     (tmp_path / "run.yaml").write_text(json.dumps(run), encoding="utf-8")
     done = loragate("release", "run.yaml", "--json", cwd=tmp_path)
     assert done.code == 0, done.said
     assert done.json["metrics"]["tuned_ppl"] < done.json["metrics"]["baseline_ppl"]
+    (gguf,) = (released.home / "releases" / "text").glob("*/gguf")
+    assert names(gguf) == {"model-f16.gguf"}
     assert done.json["metrics"]["gguf_f16_ppl"] == pytest.approx(done.json["metrics"]["tuned_ppl"], rel=0.01)
 
 

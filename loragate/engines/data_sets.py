@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import datasets
-import httpx
+import httpx2
 from huggingface_hub import HfApi
 
 from loragate.child import Progress, Report
@@ -26,7 +26,7 @@ def fetch(request: FetchDataSet, report: Report) -> str:
             request.source, request.subset or None, split=request.split or None, revision=commit or None
         )
         loaded.save_to_disk(request.folder)
-    except (OSError, ValueError, LookupError, httpx.HTTPError) as error:
+    except (OSError, ValueError, LookupError, httpx2.HTTPError) as error:
         raise DataFileError(
             f"data.train {request.source}: there is no file or folder of that name here, and no data set of it can be "
             f"loaded from the hub: {first_line(error)}"

@@ -20,7 +20,7 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import of a faster kernel that is optional
 
-import httpx
+import httpx2
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
@@ -61,7 +61,7 @@ def fetch(request: FetchBase, report: Report) -> Base:
         else:
             folder, commit = _download(request)
         base = _describe(folder, commit, request.trust_remote_code)
-    except (OSError, ValueError, KeyError, httpx.HTTPError) as error:
+    except (OSError, ValueError, KeyError, httpx2.HTTPError) as error:
         raise BaseModelError(
             f"base_model.source {request.source}: cannot be loaded as a chat model: {first_line(error)}. "
             "It must be a hub id (org/name) within reach, a folder that transformers loads, or a .gguf file"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from prepared import Raw, write
 
@@ -84,7 +84,7 @@ def test_hub_that_cannot_be_reached_is_a_sentence_that_names_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:
-        raise httpx.ConnectError("[Errno -2] Name or service not known")
+        raise httpx2.ConnectError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(data_sets.HfApi, "dataset_info", unreachable)
     with pytest.raises(DataFileError, match=r"data\.train data/chats: there is no file .* hub: \[Errno -2\] Name"):

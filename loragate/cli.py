@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loragate import __version__
+from loragate.approval_commands import approvals, approve
 from loragate.defects import CATALOGUE, GATES
 from loragate.errors import GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
@@ -35,7 +36,7 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
-    5 blocked (another release of the model is running), 1 anything unexpected.
+    5 blocked (another release of the model is running, approvals are missing), 1 anything unexpected.
     """
 
 
@@ -227,6 +228,7 @@ def serve(  # noqa: PLR0913 - one parameter an option
 def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: bool, verbose: bool) -> "Home":
     """Refuse a wrong run file at once, and set up the environment for what follows."""
     from loragate import narration
+    from loragate.approvers import read_policy
     from loragate.config import find_base, load
     from loragate.files import data_files
     from loragate.home import find_home
@@ -236,6 +238,7 @@ def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: b
     run = load(config, overrides)
     find_base(run)
     data_files(run)
+    read_policy(run)
     place = find_home(home, run)
     prepare_environment(place, verbose=verbose)
     return place
@@ -287,7 +290,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive, verify, export):
+for command in (list_releases, show, waive, verify, export, approve, approvals):
     main.add_command(command)
 
 

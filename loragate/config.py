@@ -145,6 +145,20 @@ class Record(Section):
     signing_key: str | None = None
     """Private key (EC, PEM) that seals releases, relative to this file; null: LORAGATE_SIGNING_KEY (a path, or the key
     itself), else the home's own, which is made when first needed."""
+    approvals: Annotated[int, Field(ge=0, le=99)] = 0
+    """How many of the approvers below have to sign a release before it becomes champion; 0: none (own choice: a team of
+    one has nobody to ask). It is sealed with the release."""
+    approvers: str | None = None
+    """Who may approve: a YAML or JSON file, relative to this file, with a list of {name, key, until, seals}. key: the
+    line that `ssh-keygen -t ed25519` wrote; until: last day (UTC) it counts, may be left out; seals: names of sealing
+    keys the person holds, whose releases the person may not approve, may be left out."""
+
+    @model_validator(mode="after")
+    def _approvals(self) -> Self:
+        """Refuse to ask for approvals that nobody could give."""
+        if self.approvals and self.approvers is None:
+            raise ValueError(f"record.approvals is {self.approvals}, but record.approvers names no file of approvers")
+        return self
 
 
 class Config(Section):

@@ -37,6 +37,12 @@ class BusyError(LoragateError, RuntimeError):
     exit_code = 5
 
 
+class BlockedError(LoragateError, RuntimeError):
+    """Something else has to happen first: another release became champion in the meantime, an alias was moved."""
+
+    exit_code = 5
+
+
 class GateRefusedError(LoragateError, ValueError):
     """A gate refused the release: a result, not a crash."""
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
+from loragate.approvals import Policy
 from loragate.benchmark import Benchmarked, metrics_of
 from loragate.comparison import Comparison
 from loragate.defects import Planted
@@ -43,6 +44,7 @@ Event = Literal[
     "comparison",
     "benchmark",
     "look",
+    "approvals",
     "champion",
     "curve",
     "histogram",
@@ -200,6 +202,7 @@ class AttemptRecord:
         planted: What became of the defects that were planted to test the gates; none elsewhere.
         worst_rows: Held-out rows with which the tuned model fares worst against baseline and champion, the worst first.
         scores: Steps of the run store that hold each rung's sums per row, by the rung's name.
+        approvals: Who may approve a release of it, and how many have to; None where nobody need.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 
@@ -212,6 +215,7 @@ class AttemptRecord:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     benchmarks: dict[str, Benchmarked] = field(default_factory=dict)
     look: Look | None = None
+    approvals: Policy | None = None
     champion: str | None = None
     curve: tuple[CurvePoint, ...] = ()
     lengths: Histogram | None = None
@@ -294,6 +298,7 @@ class Journal:
             comparisons={name: _as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             benchmarks={name: _as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
             look=_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
+            approvals=_as(Policy, seen["approvals"][""]) if "approvals" in seen else None,
             champion=_as(str, seen["champion"][""]) if "champion" in seen else None,
             curve=_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
             lengths=_as(Histogram, shapes["tokens"]) if "tokens" in shapes else None,

@@ -358,6 +358,7 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "waivers": {gate: asdict(review) for gate, review in record.waivers.items()},
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
+        **({"approvals_needed": record.approvals.needed} if record.approvals else {}),
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),
         **({"plan": record.plan.as_told()} if record.plan else {}),
         **({"merge": asdict(record.merge)} if record.merge and record.merge.candidates else {}),

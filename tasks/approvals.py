@@ -143,6 +143,7 @@ def asked(home: Home, record: AttemptRecord, digest: str, config: Path | None = 
     try:
         names = (RECORD, GATES, bundle.MANIFEST)
         texts, signed = bundle.read_signed(folder, names, _unseal(home))
+        _require_release(json.loads(texts[bundle.MANIFEST]), model, digest)
     except VerificationError as error:
         raise VerificationError(f"{folder}: {error}") from None
     sealed = json.loads(texts[RECORD]).get("approvals")
@@ -162,6 +163,13 @@ def asked(home: Home, record: AttemptRecord, digest: str, config: Path | None = 
     statuses = tuple((gate["gate"], gate["status"], _waived(gate)) for gate in gates)
     name = record.release or record.opened.attempt
     return Asked(name, folder, statuses, case, policies, read_approvals(home, model, digest), run)
+
+
+def _require_release(manifest: Mapping[str, object], model: str, digest: str) -> None:
+    """Refuse the bundle of another release: fewer may have to approve that one."""
+    said = (manifest.get("model"), manifest.get("release"))
+    if said != (model, digest):
+        raise VerificationError(f"{bundle.MANIFEST}: this is the bundle of {said[0]}, release {said[1]}")
 
 
 def run_now(record: AttemptRecord, config: Path | None = None) -> RunFile:

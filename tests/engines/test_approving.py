@@ -230,6 +230,21 @@ def test_a_release_that_is_not_as_it_was_sealed_is_not_approved(place: Place) ->
         place.blocked()
 
 
+def test_the_bundle_of_another_release_is_not_taken_for_it(place: Place) -> None:
+    other = place.home.releases / "tiny" / ("e" * 64)
+    (place.home.releases / "tiny" / place.digests[1]).rename(other)
+    record = pick(place.home.records(), "tiny@2", "")
+    with pytest.raises(VerificationError, match=r"manifest\.json: this is the bundle of tiny, release 2ed4"):
+        require_approved(place.home, record, "e" * 64)
+
+
+def test_show_and_a_release_s_json_say_that_approvals_are_needed(place: Place) -> None:
+    shown = CliRunner().invoke(main, ["show", "tiny@1", "--home", str(place.home.root)])
+    assert "approvals needed   2: loragate approvals tiny@1" in shown.stdout
+    told = CliRunner().invoke(main, ["show", "tiny@1", "--json", "--home", str(place.home.root)])
+    assert json.loads(told.stdout)["approvals_needed"] == 2
+
+
 def test_the_file_of_approvers_can_only_take_away(place: Place) -> None:
     place.approve("Ann")
     place.approve("Bob")

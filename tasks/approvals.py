@@ -127,6 +127,19 @@ def require_approved(home: Home, record: AttemptRecord, digest: str, config: Pat
     return standing
 
 
+def why_not_approved(home: Home, record: AttemptRecord, digest: str) -> str:
+    """Say why a release may not be promoted; nothing where it may. For who writes the reason down instead of ending.
+
+    Raises:
+        VerificationError: As `require_approved`.
+    """
+    try:
+        require_approved(home, record, digest)
+    except BlockedError as error:
+        return str(error)
+    return ""
+
+
 def asked(home: Home, record: AttemptRecord, digest: str, config: Path | None = None) -> Asked | None:
     """Read a sealed release and what was signed about it; None where nobody has to approve it.
 

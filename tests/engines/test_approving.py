@@ -22,7 +22,7 @@ from loragate.errors import BlockedError, VerificationError
 from loragate.home import Home
 from loragate.listing import pick
 from loragate.waivers import Waiver, WaiverFile
-from tasks.approvals import require_approved
+from tasks.approvals import require_approved, why_not_approved
 
 KEYS = {name: new_key() for name in ("Ann", "Bob", "Sam", "Wim", "Eve")}
 SEALER = seals.new_key()
@@ -115,7 +115,13 @@ def test_as_many_approvals_as_are_needed_let_a_release_go(place: Place) -> None:
     assert place.blocked() == ""
     assert place.call("approvals").stdout.startswith("APPROVED  tiny@1  2 of 2 approvals\n")
     assert "chain of 14 events" in place.verify().stdout
-    assert place.blocked(2) != ""
+    records = place.home.records()
+    why = [
+        why_not_approved(place.home, record, place.digests[at])
+        for at, record in enumerate(sorted(records, key=lambda r: r.release or ""))
+    ]
+    assert why == ["", place.blocked(2)]
+    assert why[1].startswith("tiny@2: 2 approvals needed, 0 count")
 
 
 def test_the_signature_is_openssh_s_over_the_canonical_statement(place: Place) -> None:

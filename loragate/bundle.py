@@ -11,12 +11,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from loragate.errors import VerificationError
-from loragate.refs import canonical, digest_file
+from loragate.refs import canonical, digest_bytes, digest_file
 
 FORMAT = "loragate-bundle/1"
 MANIFEST, SIGNATURE, KEY = "manifest.json", "signature.json", "signing-key.txt"
@@ -183,6 +183,24 @@ def check(folder: Path, unseal: Unseal) -> Checked:
         if not any(below.iterdir()):
             raise VerificationError(f"{below.relative_to(folder).as_posix()}: an empty folder, which no bundle has")
     return Checked(manifest, digests, signed.key)
+
+
+def read_signed(folder: Path, names: Sequence[str], unseal: Unseal) -> tuple[dict[str, str], Signed]:
+    """Read a few texts of a bundle, each held against the signature, without reading the rest of it.
+
+    Raises:
+        VerificationError: The signature is not good, or one of them is missing or not as it was signed.
+    """
+    own = read_small(KEY, folder / KEY) if (folder / KEY).is_file() else None
+    for name in (SIGNATURE, *names):
+        if not (folder / name).is_file():
+            raise VerificationError(f"{name}: missing, so this is no bundle of a release, or it was taken out")
+    signed = unseal(read_small(SIGNATURE, folder / SIGNATURE), own)
+    texts = {name: read_small(name, folder / name) for name in names}
+    for name, text in texts.items():
+        if digest_bytes(text.encode("utf-8")) != signed.files.get(name):
+            raise VerificationError(f"{name}: altered; {SIGNATURE} has another digest of it")
+    return texts, signed
 
 
 def require_same(expected: Mapping[str, str], found: Mapping[str, str], by: str) -> None:

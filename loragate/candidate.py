@@ -23,7 +23,11 @@ def candidate_digest(record: AttemptRecord, config: Config) -> str:
 
 
 def release_digest(record: AttemptRecord, config: Config) -> str:
-    """Digest a release: the candidate at the end of the road, what the gates said, and the waivers they honoured."""
+    """Digest a release: the candidate at the end of the road, what the gates said, and the waivers they honoured.
+
+    Who has to approve goes into it where anybody has to: what is sealed about that cannot be changed, so other
+    approvers make another release, out of the same artifacts.
+    """
     honoured = sorted(file.digest for review in record.waivers.values() for file in review.honoured)
     return digest_json(
         {
@@ -31,6 +35,7 @@ def release_digest(record: AttemptRecord, config: Config) -> str:
             "verdicts": {verdict.gate: verdict.status for verdict in record.verdicts},
             "settings": _settings(config, JUDGED) | {"record": {"tracking_uri": config.record.tracking_uri}},
             "waivers": list(honoured),
+            **({"approvals": record.approvals.digest} if record.approvals else {}),
         }
     )
 

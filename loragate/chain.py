@@ -38,7 +38,7 @@ class Link:
         number: Its place, from 1.
         previous: Hash of the line before.
         at: When it was written; no order follows from it.
-        event: attempt, verdict, waiver, release, promotion, rollback, closed or forgotten.
+        event: attempt, verdict, waiver, release, approval, promotion, rollback, closed or forgotten.
         fields: What happened, as digests and names.
     """
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loragate import __version__
+from loragate.approval_commands import approvals, approve
 from loragate.defects import CATALOGUE, GATES
 from loragate.errors import BlockedError, GateRefusedError, VerificationError
 from loragate.export_commands import export, push
@@ -37,8 +38,8 @@ def main() -> None:
 
     \b
     Exit codes: 0 done, 2 bad configuration or usage, 3 refused by a gate, 4 verification failed,
-    5 blocked (another release of the model is running, another one became champion, MLflow does not answer),
-    1 anything unexpected.
+    5 blocked (another release of the model is running, another one became champion, approvals are missing, MLflow does
+    not answer), 1 anything unexpected.
     """
 
 
@@ -233,6 +234,7 @@ def serve(  # noqa: PLR0913 - one parameter an option
 def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: bool, verbose: bool) -> "Home":
     """Refuse a wrong run file at once, and set up the environment for what follows."""
     from loragate import narration
+    from loragate.approvers import read_policy
     from loragate.config import find_base, load
     from loragate.files import data_files
     from loragate.home import find_home
@@ -242,6 +244,7 @@ def prepare(config: Path, overrides: tuple[str, ...], home: str | None, quiet: b
     run = load(config, overrides)
     find_base(run)
     data_files(run)
+    read_policy(run)
     place = find_home(home, run)
     prepare_environment(place, verbose=verbose)
     return place
@@ -294,7 +297,11 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive, verify, export, push, promote, rollback, reconcile):
+COMMANDS = (
+    *(list_releases, show, waive, verify, export, push),
+    *(approve, approvals, promote, rollback, reconcile),
+)
+for command in COMMANDS:
     main.add_command(command)
 
 

@@ -171,6 +171,20 @@ class Record(Section):
     itself), else the home's own, which is made when first needed."""
     promote: Literal["champion", "candidate"] = "champion"
     """What a release becomes when it has passed every gate: champion at once, or candidate until `loragate promote`."""
+    approvals: Annotated[int, Field(ge=0, le=99)] = 0
+    """How many of the approvers below have to sign a release before it becomes champion; 0: none (own choice: a team of
+    one has nobody to ask). It is sealed with the release."""
+    approvers: str | None = None
+    """Who may approve: a YAML or JSON file, relative to this file, with a list of {name, key, until, seals}. key: the
+    line that `ssh-keygen -t ed25519` wrote; until: last day (UTC) it counts, may be left out; seals: names of sealing
+    keys the person holds, whose releases the person may not approve, may be left out."""
+
+    @model_validator(mode="after")
+    def _approvals(self) -> Self:
+        """Refuse to ask for approvals that nobody could give."""
+        if self.approvals and self.approvers is None:
+            raise ValueError(f"record.approvals is {self.approvals}, but record.approvers names no file of approvers")
+        return self
 
 
 class Config(Section):

@@ -50,6 +50,11 @@ class Home:
         return self.root / KEYS
 
     @property
+    def approvals(self) -> Path:
+        """Signed approvals and rejections, as MODEL/DIGEST/KEY.json."""
+        return self.root / "approvals"
+
+    @property
     def prefect(self) -> Path:
         """Prefect's own home: its database and settings."""
         return self.root / "prefect"

@@ -101,10 +101,18 @@ def describe(record: AttemptRecord, report: str) -> str:
         *(f"{name:<18} {ref.path}" for name, ref in record.artifacts.items()),
         f"{'attempt':<18} {record.opened.attempt}, started {record.opened.started}",
         *([f"{'aliases':<18} {', '.join(closed.aliases)}"] if closed and closed.aliases else []),
+        *_approvals(record),
         *([f"{'digest':<18} {closed.digest}"] if closed and closed.digest else []),
         *([f"{'report':<18} {report}"] if report else []),
     ]
     return "\n".join(lines)
+
+
+def _approvals(record: AttemptRecord) -> list[str]:
+    """How many have to approve a release before it becomes champion, and where to see who has."""
+    if record.approvals is None or record.outcome != "released":
+        return []
+    return [f"{'approvals needed':<18} {record.approvals.needed}: loragate approvals {record.release}"]
 
 
 def describe_check(record: AttemptRecord, report: str) -> str:

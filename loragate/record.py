@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
+from loragate.approvals import Policy
 from loragate.benchmark import Benchmarked, metrics_of
 from loragate.comparison import Comparison
 from loragate.defects import Planted
@@ -44,6 +45,7 @@ Event = Literal[
     "comparison",
     "benchmark",
     "look",
+    "approvals",
     "champion",
     "incumbent",
     "curve",
@@ -204,6 +206,7 @@ class AttemptRecord:
         planted: What became of the defects that were planted to test the gates; none elsewhere.
         worst_rows: Held-out rows with which the tuned model fares worst against baseline and champion, the worst first.
         scores: Steps of the run store that hold each rung's sums per row, by the rung's name.
+        approvals: Who may approve a release of it, and how many have to; None where nobody need.
         waivers: What gates that would have refused made of the waivers they found, by gate.
     """
 
@@ -216,6 +219,7 @@ class AttemptRecord:
     comparisons: dict[str, Comparison] = field(default_factory=dict)
     benchmarks: dict[str, Benchmarked] = field(default_factory=dict)
     look: Look | None = None
+    approvals: Policy | None = None
     champion: str | None = None
     incumbent: str | None = None
     curve: tuple[CurvePoint, ...] = ()
@@ -295,6 +299,7 @@ class Journal:
             comparisons={name: read_as(Comparison, v) for name, v in seen.get("comparison", {}).items()},
             benchmarks={name: read_as(Benchmarked, v) for name, v in seen.get("benchmark", {}).items()},
             look=read_as(Look, seen["look"]["heldout"]) if "look" in seen else None,
+            approvals=read_as(Policy, seen["approvals"][""]) if "approvals" in seen else None,
             champion=read_as(str, seen["champion"][""]) if "" in seen.get("champion", {}) else None,
             incumbent=read_as(str, seen["incumbent"][""]) if "incumbent" in seen else None,
             curve=read_as(tuple[CurvePoint, ...], seen.get("curve", {}).get("", [])),
@@ -367,6 +372,7 @@ def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
         "waivers": {gate: asdict(review) for gate, review in record.waivers.items()},
         "artifacts": _artifacts(record, report),
         "seconds": record.seconds,
+        **({"approvals_needed": record.approvals.needed} if record.approvals else {}),
         **({"fixed": asdict(record.fixed)} if record.fixed else {}),
         **({"plan": record.plan.as_told()} if record.plan else {}),
         **({"merge": asdict(record.merge)} if record.merge and record.merge.candidates else {}),

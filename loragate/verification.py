@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loragate import bundle
+from loragate.approvals import EVENT, recorded
 from loragate.chain import Link, events, read_chain
 from loragate.errors import ConfigError, VerificationError
 from loragate.refs import digest_bytes, digest_file
@@ -110,9 +111,15 @@ def checked_bundle(folder: Path, unseal: bundle.Unseal) -> bundle.Checked:
 
 
 def verify_release(
-    home: "Home", record: "AttemptRecord", unseal: bundle.Unseal, open_head: Callable[[str], bytes], given: bool
+    home: "Home",
+    record: "AttemptRecord",
+    unseal: bundle.Unseal,
+    open_head: Callable[[str], bytes],
+    given: bool,
+    *,
+    approvals: bool = True,
 ) -> Verified:
-    """Verify a release of a home: bundle, chain, and journal.
+    """Verify a release of a home: bundle, chain, journal, and what was signed about it since unless it is left out.
 
     Raises:
         ConfigError: The attempt released nothing.
@@ -131,6 +138,8 @@ def verify_release(
     _require_release(links, checked, str(closed.digest), str(chain))
     _require_journal(links, home, record, str(chain))
     _require_promotions(links, home.promotions(record.opened.model), record.opened.model, str(chain))
+    if approvals:
+        _require_approvals(links, home, str(said[0]), str(said[1]), str(chain))
     trust: Trust = "given" if given else "home"
     name = record.release or record.opened.model
     return Verified(str(folder), name, str(closed.digest), trust, checked, links)
@@ -204,3 +213,13 @@ def require_tags(tags: Mapping[str, str], verified: Verified, what: str) -> None
             f"{what}: the tag {CHAIN_TAG} in MLflow says {told!r}, and the chain of this home has no such line: "
             "the tag was altered, or another chain was put in the place of the one that the release was sealed into"
         )
+
+
+def _require_approvals(links: Sequence[Link], home: "Home", model: str, digest: str, chain: str) -> None:
+    """The last approval or rejection of each key lies where it was written, as it was written."""
+    for key, last in recorded(events(links, EVENT), model, digest).items():
+        path = home.approvals / model / digest / f"{key}.json"
+        if not path.is_file():
+            raise VerificationError(f"{path}: missing; {chain} has that it was {last.decision} with this key")
+        if digest_file(path) != last.digest:
+            raise VerificationError(f"{path}: altered, or older than what {chain} has last of this key")

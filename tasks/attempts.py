@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from loragate.approvers import read_policy
 from loragate.attempt import Attempt
 from loragate.config import load, plain
 from loragate.environment import describe
@@ -62,13 +63,15 @@ def opened(attempt: Attempt) -> None:
     """Write the first lines of the journal: what the attempt set out to do, and by which tasks it is to be judged.
 
     Raises:
-        ConfigError: A task file is wrong, or what reads it is not installed; nothing is on record.
+        ConfigError: A task file or the file of approvers is wrong, or the harness is missing; nothing is on record.
     """
-    run, tasks = attempt.run, task_files(attempt.run)
+    run, tasks, policy = attempt.run, task_files(attempt.run), read_policy(attempt.run)
     told = Opened(attempt.id, run.config.model, now(), plain(run.config), describe(), str(run.path))
     attempt.note("opened", "", told)
     for each in tasks:
         attempt.note("input", f"task/{each.name}", each.digest)
+    if policy is not None:
+        attempt.note("approvals", "", policy)
 
 
 def end(attempt: Attempt, closed: Closed) -> None:

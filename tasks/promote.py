@@ -21,6 +21,7 @@ from loragate.promotion import lineage as lineage_of
 from loragate.record import AttemptRecord, Closed, now
 from loragate.store import locked
 from loragate.verification import checked_bundle, sealed_folder
+from tasks.approvals import why_not_approved
 from tasks.attempts import close, close_again
 from tasks.release_keys import open_chain
 from tasks.seal_release import Sealed, seal_tags
@@ -82,7 +83,7 @@ def promote_release(attempt: Attempt, digest: str, sealed: Sealed) -> Promotion:
             attempt.id,
             digest,
             place.store,
-            attempt.config.record.promote,
+            CANDIDATE if record.approvals else attempt.config.record.promote,  # nobody can have approved it yet
             top if record.incumbent is None else record.incumbent,
             dict(sealed.files),
             tags=seal_tags(sealed),
@@ -230,6 +231,8 @@ def _flip(place: Place, promotion: Promotion, _: Attempt | None) -> Promotion:
     found = registry.aliases(place.uri, place.model).get(CHAMPION, "")
     champions = place.home.standings(place.model).lineage(place.store)
     lost = why_lost(promotion, found, champions)
+    if not lost and found != version and promotion.intent.kind != "rollback":
+        lost = why_not_approved(place.home, place.home.told(promotion.intent.attempt), promotion.intent.digest)
     if lost:
         return log.note(promotion, "lost", lost)
     if found != version:

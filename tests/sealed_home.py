@@ -15,6 +15,7 @@ from loragate.record import Closed, now
 from loragate.refs import digest_text, reference
 from loragate.store import Recipe
 from loragate.verdicts import Finding, conclude
+from loragate.waivers import Review, WaiverFile
 from tasks.attempts import opened
 from tasks.release_keys import open_chain
 from tasks.seal_release import seal_release
@@ -45,15 +46,19 @@ def safetensors(content: bytes) -> bytes:
     return len(HEADER).to_bytes(8, "little") + HEADER + content
 
 
-def make_home(folder: Path, releases: int = 1) -> SealedHome:
-    """Release some times into a home of its own."""
-    run = load(write_run(folder, Path("model")))
+def make_home(
+    folder: Path, releases: int = 1, honoured: tuple[WaiverFile, ...] = (), **sections: dict[str, object]
+) -> SealedHome:
+    """Release some times into a home of its own; the plan gate honours waivers, sections replace keys of the run."""
+    run = load(write_run(folder, Path("model"), **sections))
     home = find_home(None, run)
     digests = []
     for number in range(1, releases + 1):
         attempt = Attempt(run, home)
         attempt.chain = open_chain(run, home)
         opened(attempt)
+        if honoured:
+            attempt.note("waivers", "plan", Review("c" * 64, honoured))
         fill(attempt, folder / f"made{number}", number)
         digests.append(digest_text(f"release {number}"))
         seal_release(attempt, digests[-1])

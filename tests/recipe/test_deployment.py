@@ -5,7 +5,8 @@ import re
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from commands import (
     Done,
     ask,
     free_port,
+    loragate,
     marked,
     program,
     run,
@@ -25,6 +27,12 @@ from commands import (
     wait_until,
     write_run,
 )
+from prefect import State
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from sealed_home import make_home
+from signers import new_key, write_key
+
+from flows.approval import ask_for_approval
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
@@ -107,12 +115,63 @@ def test_refused_deployment_run_fails_with_the_verdict_as_its_message(server: Se
     assert {"tiny-data-gate", "tiny-quality-gate"} <= set(server.tables(flow_run))
 
 
-def test_deployments_are_a_weekly_schedule_and_a_manual_one(server: Server) -> None:
+def test_deployments_are_a_weekly_schedule_a_manual_one_and_the_asking_for_approvals(server: Server) -> None:
     found = {entry["name"]: entry for entry in ask(f"{server.api}/deployments/filter", {})}
-    assert set(found) == {"weekly", "manual"}
+    assert set(found) == {"weekly", "manual", "ask"}
     (weekly,) = found["weekly"]["schedules"]
     assert (weekly["schedule"]["cron"], weekly["schedule"]["timezone"], weekly["active"]) == ("0 3 * * 1", "UTC", True)
-    assert found["manual"]["schedules"] == []
+    assert found["manual"]["schedules"] == found["ask"]["schedules"] == []
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A sealed release that one approver has to sign, asked about at a server."""
+
+    api: str
+    home: Path
+
+    def ask(self, name: str, ended: list[State[Any]]) -> None:
+        """Run the flow to its end."""
+        with temporary_settings({PREFECT_API_URL: self.api}):
+            walk = ask_for_approval.with_options(flow_run_name=name)
+            ended.append(walk("tiny@1", str(self.home), poll_seconds=1, return_state=True))
+
+    def answered(self, name: str, typed: str, meanwhile: Callable[[], None]) -> State[Any]:
+        """How the flow ends, if somebody does something while it waits, and then types something."""
+        ended: list[State[Any]] = []
+        waiting = threading.Thread(target=self.ask, args=(name, ended), daemon=True)
+        waiting.start()
+        question = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["PAUSED"]}}}}
+        wait_until(lambda: bool(ask(f"{self.api}/flow_runs/filter", question)), 60, "the pause")
+        (found,) = ask(f"{self.api}/flow_runs/filter", question)
+        keys = found["state"]["state_details"]["run_input_keyset"]
+        shown = str(ask(f"{self.api}/flow_runs/{found['id']}/input/{keys['description']}"))
+        assert "loragate approve tiny@1 --key" in shown
+        assert "What is typed here is no approval" in shown
+        meanwhile()
+        ask(f"{self.api}/flow_runs/{found['id']}/resume", {"run_input": {"signed": typed}})
+        waiting.join(60)
+        return ended[0]
+
+
+def test_what_is_typed_into_the_window_is_no_approval_and_what_is_signed_is(server: Server, tmp_path: Path) -> None:
+    key = new_key()
+    write_key(tmp_path / "ann", key)
+    (tmp_path / "approvers.yaml").write_text(json.dumps([{"name": "Ann", "key": key.public}]), encoding="utf-8")
+    home = make_home(tmp_path, record={"approvals": 1, "approvers": "approvers.yaml"})
+    asking = Asking(server.api, home.root)
+    typed = asking.answered(f"test-{secrets.token_hex(4)}", "yes", lambda: None)
+    assert typed.is_failed()
+    assert "BlockedError: tiny@1: 1 approval needed, 0 count; to approve, Ann: " in str(typed.message)
+
+    def sign() -> None:
+        done = loragate("approve", "tiny@1", "--key", "ann", "--home", str(home.root), cwd=tmp_path)
+        assert done.code == 0, done.said
+
+    signed = asking.answered(f"test-{secrets.token_hex(4)}", "no", sign)
+    assert signed.is_completed(), signed.message
+    told = signed.result()
+    assert (told["granted"], told["digest"], told["counted"][0]["name"]) == (True, home.digests[0], "Ann")
 
 
 def test_serve_registers_its_schedule_and_ends_on_interrupt_with_everything_it_started(

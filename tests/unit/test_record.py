@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loragate.approvals import Approver, Policy
 from loragate.benchmark import Score, compared
 from loragate.comparison import Comparison
 from loragate.defects import Planted
@@ -66,6 +67,7 @@ SUMS = compared(
     Score("acc,none", 0.5, 0.25, 4, True, "d" * 64, (1.0, 0.0, 1.0, 0.0)),
     Score("acc,none", 0.75, 0.25, 4, True, "d" * 64, (1.0, 1.0, 1.0, 0.0)),
 )
+POLICY = Policy(1, (Approver("Ann", "ssh-ed25519 AAAA", "2027-01-31", ("5" * 64,)), Approver("Bob", "ssh-ed25519 B")))
 LOOK = Look("a" * 64, rows=3, marks=("0" * 16, "1" * 16, "f" * 16), number=2.5, alpha=0.005)
 CURVE = (CurvePoint(1, 2.5, 2e-4, 1.25), CurvePoint(2, 2.0, 1e-4, 0.5, heldout_loss=2.25))
 SAMPLE = Sample("Who?", "Grün", "緑 緑", "Grün", before_stopped=False, after_stopped=True)
@@ -116,6 +118,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("comparison", "tuned", COMPARED),
     ("benchmark", "sums", SUMS),
     ("look", "heldout", LOOK),
+    ("approvals", "", POLICY),
     ("champion", "", "helper@2"),
     ("incumbent", "", "2"),
     ("curve", "", CURVE),
@@ -144,6 +147,7 @@ WHOLE = AttemptRecord(
     comparisons={"tuned": COMPARED},
     benchmarks={"sums": SUMS},
     look=LOOK,
+    approvals=POLICY,
     champion="helper@2",
     incumbent="2",
     curve=CURVE,

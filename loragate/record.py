@@ -16,6 +16,7 @@ from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
 
 from loragate.benchmark import Benchmarked, metrics_of
+from loragate.card import BaseCard
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.errors import VerificationError
@@ -36,6 +37,7 @@ Event = Literal[
     "opened",
     "tracked",
     "input",
+    "base_card",
     "seconds",
     "plan",
     "verdict",
@@ -195,6 +197,7 @@ class AttemptRecord:
             baseline or champion on one slice of the rows; `general` tuned and baseline on the general rows.
         benchmarks: Base and tuned model on each task of gates.quality.tasks, by its name.
         look: The challenger's look at the held-out rows; None where it came to none.
+        base_card: What the base model says about itself; None where nobody looked.
         champion: Release that the challenger was held against; None where there was none.
         merge: How the adapter was merged; None where it was not.
         planted: What became of the defects that were planted to test the gates; none elsewhere.
@@ -227,6 +230,7 @@ class AttemptRecord:
     inputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     planted: tuple[Planted, ...] = ()
+    base_card: BaseCard | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -308,6 +312,7 @@ class Journal:
             scores={name: _as(Ref, v) for name, v in seen.get("scores", {}).items()},
             inputs={name: _as(str, v) for name, v in seen.get("input", {}).items()},
             seconds={name: _as(float, v) for name, v in seen.get("seconds", {}).items()},
+            base_card=_as(BaseCard, seen["base_card"][""]) if "base_card" in seen else None,
             planted=tuple(_as(Planted, v) for v in seen.get("planted", {}).values()),
         )
 

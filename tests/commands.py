@@ -124,7 +124,7 @@ def write_run(folder: Path, model: Path, **sections: dict[str, object]) -> Path:
         "export": {"gguf": ["q8_0"]},
     }
     for name, keys in sections.items():
-        content[name] = content[name] | keys
+        content[name] = content.get(name, {}) | keys
     path = folder / "run.yaml"
     path.write_text(json.dumps({"model": "tiny", "home": "home"} | content), encoding="utf-8")
     return path

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragate.benchmark import Score, compared
+from loragate.card import BaseCard
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.histogram import Histogram, histogram
@@ -131,6 +132,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
     ("scores", "baseline", Ref("runs/baseline-1", "5" * 64)),
     ("planted", "double-bos", PLANTED),
+    ("base_card", "", BaseCard("mit", hub=True)),
     ("closed", "", CLOSED),
 ]
 
@@ -162,6 +164,7 @@ WHOLE = AttemptRecord(
     inputs={"base": "b" * 64},
     seconds={"train": 12.5},
     planted=(PLANTED,),
+    base_card=BaseCard("mit", hub=True),
 )
 
 

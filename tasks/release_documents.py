@@ -1,0 +1,29 @@
+"""Write what a release says about itself: model card, technical file and both bills of materials."""
+
+from collections.abc import Mapping
+
+from loragate.attempt import Attempt
+from loragate.challenge import champions
+from loragate.facts import Facts
+from loragate.record import AttemptRecord
+from loragate.refs import canonical
+from loragate.technical_file import technical_file
+
+CARD, TECHNICAL_FILE, MODEL_BOM, SOFTWARE_BOM = "README.md", "technical_file.json", "ml-bom.cdx.json", "sbom.cdx.json"
+
+
+def release_documents(
+    attempt: Attempt, record: AttemptRecord, release: str, files: Mapping[str, str]
+) -> dict[str, bytes]:
+    """The documents by name; `files` are digests of what ships."""
+    from loragate.engines import boms, hub_card
+
+    before = champions(attempt.home.records(), attempt.config.model)
+    rollback = str(before[0].release) if before else ""
+    facts = Facts(record, attempt.config, release, rollback, files)
+    return {
+        CARD: hub_card.write(facts),
+        TECHNICAL_FILE: canonical(technical_file(facts)),
+        MODEL_BOM: boms.model_bom(facts),
+        SOFTWARE_BOM: boms.software_bom(facts),
+    }

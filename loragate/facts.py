@@ -31,7 +31,7 @@ class Metric:
     Attributes:
         name: Of what it is about: a rung of the ladder, a comparison, a task, or a gate and its rule.
         kind: perplexity, perplexity_ratio, a task's metric, or the rule.
-        dataset: What it was measured on.
+        dataset: The rows or the task that it was measured on; of what a gate judged, the gate.
         low, high: Interval that it lies in, where there is one that is finite.
     """
 
@@ -126,9 +126,8 @@ class Facts:
         for verdict in self.record.verdicts:
             for finding in verdict.findings if verdict.gate not in BEFORE_TRAINING else ():
                 if finding.value is not None:
-                    yield Metric(
-                        f"{verdict.gate}/{finding.rule}", finding.rule, finding.value, HELD_OUT, *_ends(finding)
-                    )
+                    where, name = f"{verdict.gate} gate", f"{verdict.gate}/{finding.rule}"
+                    yield Metric(name, finding.rule, finding.value, where, *_ends(finding))
 
 
 def compared_on(name: str) -> str:

@@ -52,6 +52,8 @@ def _base(facts: Facts) -> Iterator[str]:
     said = facts.said
     names = {"base_model": "Base model", "base_licence": "Licence of the base", "licence": "Licence of this release"}
     rows = [(name, told(said[item])) for item, name in names.items()]
+    if said["licence"] and not facts.config.card.licence:
+        rows[-1] = (names["licence"], f"{said['licence']} (the base's; nobody has stated another)")
     plan = facts.record.plan
     rows += [
         ("Digest of the base (SHA-256)", told(facts.inputs.get("base_model", ""))),

@@ -163,6 +163,7 @@ def test_the_hub_s_loader_reads_the_card(facts: Facts) -> None:
     assert results["baseline", "perplexity"].metric_value == math.exp(2)
     assert results["slice/desk", "perplexity_ratio"].dataset_name == "held-out rows, slice desk"
     assert results["tuned", "acc"].metric_value == 0.75
+    assert results["quality/ratio", "ratio"].dataset_name == "quality gate"
     assert results["quality/ratio", "ratio"].metric_args == {"lower": 1.1, "upper": 1.3}
     assert ("far", "perplexity") not in results
     assert not [name for name, _ in results if name.startswith("data/") or name == "quality/lost"]
@@ -197,6 +198,13 @@ def test_the_card_has_seven_items_filled_from_the_record(facts: Facts) -> None:
     ):
         assert said in text
     assert "Nobody has stated" not in text
+
+
+def test_a_licence_that_only_the_base_has_is_said_to_be_the_base_s(facts: Facts, unstated: Facts) -> None:
+    only_base = replace(unstated, record=replace(unstated.record, base_card=BaseCard("mit")))
+    card = parsed(hub_card.write(only_base))
+    assert "| Licence of this release | mit (the base's; nobody has stated another) |" in card.text
+    assert (card.data.license, card.data.base_model) == ("mit", None)
 
 
 def test_what_nobody_stated_is_flagged_everywhere(unstated: Facts) -> None:

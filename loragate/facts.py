@@ -84,7 +84,7 @@ class Facts:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of Python and of what trained and judged."""
-        found = self.record.opened.environment
+        found = {name.replace("_", "-"): version for name, version in self.record.opened.environment.items()}
         named = {"python": found.get("python", "")} | {name: found.get(f"package/{name}", "") for name in TRAINED_BY}
         return {name: version for name, version in named.items() if version}
 

@@ -227,6 +227,7 @@ def test_the_technical_file_has_every_point_of_the_annex(facts: Facts) -> None:
     found = {point["point"]: point["facts"] for point in file["points"]}
     assert found["1(a)"]["intended_purpose"] == "Answers about our_desk."
     assert found["1(a)"]["previous_version"] == "tiny@1"
+    assert {"python", "torch", "peft", "llama-cpp-python"} <= set(found["1(c)"]["versions"])
     assert found["2(c)"]["parameters"] == 1000
     assert found["2(d)"]["hub_data_sets"] == ["hub/rows"]
     assert found["2(d)"]["checks"] == [{"rule": "rows", "status": "pass", "value": 24, "limit": None}]

@@ -1,9 +1,10 @@
-"""Config, data gate and plan gate only: what a person runs before a night of training."""
+"""Config, card gate, data gate and plan gate only: what a person runs before a night of training."""
 
 from prefect import flow
 
-from loragate.record import summary
+from loragate.summary import summary
 from tasks.attempts import rehearsed
+from tasks.card_gate import card_gate
 from tasks.check_rows import fix_rows
 from tasks.fetch_base import fetch_base
 from tasks.gates import data_gate, plan_gate
@@ -20,7 +21,7 @@ def check_data(
     With `fix`, a cleaned copy of the data files is written into that folder first.
     """
     with rehearsed(config, home, overrides) as attempt:
-        base = fetch_base(attempt)
+        base = card_gate(attempt, fetch_base(attempt))
         rows = prepare_rows(attempt, base)
         if fix is not None:
             fix_rows(attempt, rows, fix)

@@ -4,6 +4,7 @@ from prefect import flow
 
 from loragate.attempt import Attempt
 from tasks.attempts import attempted
+from tasks.card_gate import card_gate
 from tasks.challenge_champion import challenge_champion, look_at_rows, measure_champion
 from tasks.compare_models import compare_models
 from tasks.examine_answers import examine_answers
@@ -32,9 +33,8 @@ def release_model(config: str, home: str | None = None, overrides: list[str] | N
 
 def walk(attempt: Attempt) -> None:
     """Walk the road up to the last gate."""
-    base = fetch_base(attempt)
-    rows = prepare_rows(attempt, base)
-    rows = data_gate(attempt, rows)
+    base = card_gate(attempt, fetch_base(attempt))
+    rows = data_gate(attempt, prepare_rows(attempt, base))
     plan = plan_gate(attempt, plan_training(attempt, base, rows))
 
     baseline = measure_model(attempt, "baseline", base, rows)

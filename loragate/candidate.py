@@ -10,8 +10,8 @@ from loragate.config import Config, plain
 from loragate.record import AttemptRecord
 from loragate.refs import digest_json
 
-JUDGED = ("model", "base_model", "data", "train", "gates", "export")
-"""Sections of a run file that decide what is made and how it is judged."""
+JUDGED = ("model", "base_model", "data", "train", "gates", "export", "card")
+"""Sections of a run file that decide what is made, how it is judged, and what is said about it."""
 
 
 def candidate_digest(record: AttemptRecord, config: Config) -> str:

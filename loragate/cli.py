@@ -257,7 +257,7 @@ def attempts(place: "Home", kind: "Kind") -> set[str]:
 
 def newest(place: "Home", before: set[str], kind: "Kind") -> Mapping[str, object]:
     """The outcome of the one attempt that was not there before."""
-    from loragate.record import summary
+    from loragate.summary import summary
 
     (attempt,) = attempts(place, kind) - before
     return summary(place.journal(attempt, kind).read(), report=str(place.report(attempt, kind)))

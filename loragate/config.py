@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, JsonValue, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from loragate.card import Card
 from loragate.errors import BaseModelError, ConfigError
 from loragate.faults import explain
 from loragate.limits import Gates, Positive, Section, Share
@@ -206,6 +207,8 @@ class Config(Section):
     """What is made of the merged model."""
     record: Record = Record()
     """Where the evidence goes."""
+    card: Card = Card()
+    """What the release's model card and technical file say that no step can find out; null: not stated."""
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 IN_A_MEASUREMENT = "dropped-token"
 """Name of the defect that is planted into what a measurement says."""
-Gate = Literal["data", "plan", "preflight", "training", "quality", "merge", "gguf"]
+Gate = Literal["card", "data", "plan", "preflight", "training", "quality", "merge", "gguf"]
 """Gates that have a defect to catch; gguf stands for that of any file."""
 GATES: tuple[Gate, ...] = get_args(Gate)
 Status = Literal["caught", "elsewhere", "survived", "not applicable"]
@@ -105,6 +105,13 @@ CATALOGUE = (
         "run",
         "plan",
         "lower gates.plan.max_usable_rate",
+    ),
+    Defect(
+        "card-emptied",
+        "the run file has lost what it says about the model",
+        "run",
+        "card",
+        "name in card.required what every release must say about itself",
     ),
     Defect("adapter-zeroed", "the adapter's second half is all zero", "train", "training", ADAPTER_RULES),
     Defect("alpha-doubled", "the adapter's file says twice the alpha of training", "train", "training", ADAPTER_RULES),

@@ -6,7 +6,7 @@ up to the point where it ended. Nothing is ever rewritten.
 
 import functools
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from loragate.approvals import Policy
 from loragate.benchmark import Benchmarked, metrics_of
+from loragate.card import BaseCard
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.errors import VerificationError
@@ -38,6 +39,7 @@ Event = Literal[
     "opened",
     "tracked",
     "input",
+    "base_card",
     "seconds",
     "plan",
     "verdict",
@@ -199,6 +201,7 @@ class AttemptRecord:
             baseline or champion on one slice of the rows; `general` tuned and baseline on the general rows.
         benchmarks: Base and tuned model on each task of gates.quality.tasks, by its name.
         look: The challenger's look at the held-out rows; None where it came to none.
+        base_card: What the base model says about itself; None where nobody looked.
         champion: Release that the challenger was held against; None where there was none.
         incumbent: Version that was champion when the challenger was judged, empty where none was; None where the road
             did not come that far.
@@ -236,6 +239,7 @@ class AttemptRecord:
     inputs: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     planted: tuple[Planted, ...] = ()
+    base_card: BaseCard | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -315,6 +319,7 @@ class Journal:
             scores={name: read_as(Ref, v) for name, v in seen.get("scores", {}).items()},
             inputs={name: read_as(str, v) for name, v in seen.get("input", {}).items()},
             seconds={name: read_as(float, v) for name, v in seen.get("seconds", {}).items()},
+            base_card=read_as(BaseCard, seen["base_card"][""]) if "base_card" in seen else None,
             planted=tuple(read_as(Planted, v) for v in seen.get("planted", {}).values()),
         )
 
@@ -345,54 +350,3 @@ def read_as(kind: type[T], value: object) -> T:
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def summary(record: AttemptRecord, *, report: str) -> Mapping[str, object]:
-    """The object that `release --json` prints: the command line's contract."""
-    closed = record.closed
-    return {
-        "verdict": record.outcome,
-        "message": closed.message if closed else "",
-        "model": record.opened.model,
-        "version": closed.version if closed else None,
-        "release": record.release,
-        "digest": closed.digest if closed else None,
-        "attempt": record.opened.attempt,
-        "gates": [_gate(verdict) for verdict in record.verdicts],
-        "metrics": record.metrics,
-        "comparisons": {name: asdict(found) for name, found in record.comparisons.items()},
-        **(
-            {"benchmarks": {name: asdict(found) for name, found in record.benchmarks.items()}}
-            if record.benchmarks
-            else {}
-        ),
-        **({"look": record.look.told()} if record.look else {}),
-        **({"champion": record.champion} if record.champion else {}),
-        "worst_rows": {side: [asdict(row) for row in rows] for side, rows in record.worst_rows.items()},
-        "waivers": {gate: asdict(review) for gate, review in record.waivers.items()},
-        "artifacts": _artifacts(record, report),
-        "seconds": record.seconds,
-        **({"approvals_needed": record.approvals.needed} if record.approvals else {}),
-        **({"fixed": asdict(record.fixed)} if record.fixed else {}),
-        **({"plan": record.plan.as_told()} if record.plan else {}),
-        **({"merge": asdict(record.merge)} if record.merge and record.merge.candidates else {}),
-    }
-
-
-def _gate(verdict: Verdict) -> dict[str, object]:
-    return {
-        "gate": verdict.gate,
-        "status": verdict.status,
-        "findings": [asdict(finding) for finding in verdict.findings],
-    }
-
-
-def _artifacts(record: AttemptRecord, report: str) -> dict[str, object]:
-    paths = {name: ref.path for name, ref in record.artifacts.items()}
-    return {
-        "adapter": paths.get("adapter"),
-        "merged": paths.get("merged"),
-        "gguf": [path for name, path in paths.items() if name.startswith("gguf_")],
-        "great_expectations": paths.get("great_expectations"),
-        "report": report,
-    }

@@ -43,7 +43,7 @@ def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, ve
     with answered(verbose):
         from loragate.home import find_home
         from loragate.listing import describe, pick
-        from loragate.record import summary
+        from loragate.summary import summary
 
         place = find_home(home)
         record = pick(place.records(), name, str(place.root))

@@ -9,7 +9,8 @@ from loragate.attempt import Attempt, recipe
 from loragate.candidate import release_digest
 from loragate.errors import BlockedError
 from loragate.narration import tell
-from loragate.record import as_plain, read_as, summary
+from loragate.record import as_plain, read_as
+from loragate.summary import summary
 from tasks.policies import STEP
 from tasks.promote import promote_release
 from tasks.seal_release import seal_release

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from loragate import narration, planting
 from loragate.artifact_work import GgufEvidence
 from loragate.attempt import Attempt, FetchedBase, Rows
+from loragate.card import emptied
 from loragate.config import RunFile, load
 from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted, outcome
 from loragate.errors import ConfigError, GateRefusedError, NotApplicableError, StepError
@@ -101,6 +102,8 @@ class SabotagedAttempt(Attempt):
         changed: dict[str, BaseModel] = {"gates": config.gates.model_copy(update={"data": limits})}
         if self.defect.name == "rate-times-hundred":
             changed["train"] = config.train.model_copy(update={"learning_rate": RATE * config.train.learning_rate})
+        elif self.defect.name == "card-emptied":
+            changed["card"] = emptied(config.card)
         elif self.defect.name in planting.ROWS:
             self.scratch.mkdir(parents=True)
             files = self.sound.rows.file("train.jsonl"), self.sound.rows.file("heldout.jsonl")

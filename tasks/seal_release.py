@@ -20,6 +20,7 @@ from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
 from loragate.store import MARKER, copy_file_linked, write_atomically
 from loragate.verification import CHAIN_TAG, MANIFEST_TAG, SIGNATURE_TAG
+from tasks.release_documents import release_documents
 from tasks.release_keys import sealing_key
 
 TEMPLATE = "chat_template.jinja"
@@ -103,6 +104,7 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
         "provenance.intoto.jsonl": seals.sign(key, statement, seals.STATEMENT).encode() + b"\n",
         "report.html": _report(record, digest),
     }
+    texts |= release_documents(attempt, record, digest, _shipping(shipped))
     for name, content in texts.items():
         write_atomically(building / name, content)
     files = shipped | {name: digest_file(building / name) for name in texts}

@@ -72,7 +72,7 @@ def fetch(request: FetchBase, report: Report) -> Base:
 def _download(request: FetchBase) -> tuple[Path, str]:
     """Download a hub model at one commit into the folder."""
     commit = str(HfApi().model_info(request.source, revision=request.revision).sha)
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md"]
     wanted += ["*.py"] if request.trust_remote_code else []
     folder = Path(request.folder)
     snapshot_download(request.source, revision=commit, allow_patterns=wanted, local_dir=folder)

@@ -186,6 +186,17 @@ def test_language_and_protected_files_of_the_run_file_are_obeyed(place: Place) -
     assert (wrong.code, "data.language: found xx, allowed: " in wrong.stderr) == (2, True)
 
 
+def test_a_card_without_what_the_run_file_requires_is_refused_before_training(place: Place) -> None:
+    said = ("model=carded", "card.limits=Makes up names.", "card.required=[limits, contact, evaluation]")
+    done = place.loragate("release", "run.yaml", "--json", *(part for each in said for part in ("--set", each)))
+    assert done.code == 3, done.said
+    (gate,) = done.json["gates"]
+    assert (gate["gate"], gate["status"]) == ("card", "fail")
+    assert {f["rule"]: f["passed"] for f in gate["findings"]} == {"limits": True, "contact": False, "evaluation": True}
+    assert "refused by the card gate: contact: card.required asks for it and it is empty; set card.contact" in done.said
+    assert set(done.json["seconds"]) == {"base"}
+
+
 @pytest.fixture(scope="module")
 def refused(shared: Shared, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Done:
     """A release whose learning rate breaks the model."""

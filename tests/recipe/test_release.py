@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from commands import Done, free_port, loragate, program, serving, write_run
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from huggingface_hub import ModelCard
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
@@ -178,6 +181,25 @@ def test_release_is_sealed_and_its_mlflow_version_says_how(released: Released) -
     tuned = total(Nll(row["nats"], row["tokens"]) for row in rows)
     assert tuned.perplexity == released.outcome["metrics"]["tuned_ppl"]
     assert [gate["gate"] for gate in json.loads((bundle / "gates.json").read_text(encoding="utf-8"))] == GATES
+
+
+def test_bundle_says_what_was_measured_and_where_it_came_from(released: Released) -> None:
+    bundle, metrics = released.home / "releases" / "tiny" / released.outcome["digest"], released.outcome["metrics"]
+    card = ModelCard.load(bundle / "README.md")
+    results = card.data.eval_results or []
+    told = {f"{each.metric_name}_ppl": each.metric_value for each in results if each.metric_type == "perplexity"}
+    assert told == metrics
+    assert {"quality/perplexity_ratio", "gguf_q8_0/kl"} <= {each.metric_name for each in results}
+    assert "| Held-out rows | 12 |" in card.text
+    for name in ("ml-bom.cdx.json", "sbom.cdx.json"):
+        text = (bundle / name).read_text(encoding="utf-8")
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        assert str(released.folder) not in text
+    points = json.loads((bundle / "technical_file.json").read_text(encoding="utf-8"))["points"]
+    (development,) = (point["facts"] for point in points if point["point"] == "2(c)")
+    assert development["training_operations"]["estimate"] > 0
+    for text in (card.content, json.dumps(points)):
+        assert str(released.folder) not in text
 
 
 def test_release_is_a_registered_version_that_is_candidate_and_champion(released: Released) -> None:

@@ -49,7 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     folder = tmp_path_factory.mktemp("sabotage")
     quality = {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0, "max_reload_difference_float32": 1e-5}
     gates = {"gguf": STRICT, "quality": quality}
-    write_run(folder, tiny_model, gates=gates, export={"gguf": ["f16", "q8_0"]})
+    card = {"contact": "Ann", "required": ["contact", "evaluation"]}
+    write_run(folder, tiny_model, gates=gates, export={"gguf": ["f16", "q8_0"]}, card=card)
     with prefect_for(folder / "home") as api:
         yield Place(folder, api)
 
@@ -113,7 +114,7 @@ def test_the_catalogue_is_listed_without_planting_anything(place: Place) -> None
 def test_an_unknown_gate_is_refused_at_once(place: Place) -> None:
     done = place.sabotage("--without=gremlins")
     assert done.code == 2
-    assert "'gremlins' is not one of 'data', 'plan'" in done.stderr
+    assert "'gremlins' is not one of 'card', 'data', 'plan'" in done.stderr
 
 
 KNOWN = {defect.name: defect for defect in CATALOGUE}

@@ -233,7 +233,7 @@ def test_check_ends_with_a_report_beside_its_journal_and_without_mlflow(
 
 
 def test_check_flow_hands_out_its_report(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in ("fetch_base", "prepare_rows"):
+    for step in ("fetch_base", "card_gate", "prepare_rows"):
         monkeypatch.setattr(check, step, lambda *_: None)
     monkeypatch.setattr(check, "plan_training", lambda attempt, *_: attempt.note("plan", "", PLAN))
     monkeypatch.setattr(check, "data_gate", lambda attempt, _: attempt.settle(HELD))

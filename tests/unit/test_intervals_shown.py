@@ -9,7 +9,8 @@ from loragate.engines.report import render_report
 from loragate.ladder import Rung
 from loragate.listing import describe
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, Opened, summary
+from loragate.record import AttemptRecord, Closed, Opened
+from loragate.summary import summary
 from loragate.verdicts import Finding, conclude
 from loragate.wear import Look
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from loragate.engines.report import render_report
 from loragate.listing import describe
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Merge, MergeCandidate, Opened, summary
+from loragate.record import AttemptRecord, Merge, MergeCandidate, Opened
+from loragate.summary import summary
 
 NEAR = MergeCandidate("dequantised", 2e-9, 1.0, Nll(0.0, 7))
 FAR = MergeCandidate("original", 0.25, 0.5, Nll(7.0, 7))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loragate.approvals import Approver, Policy
 from loragate.benchmark import Score, compared
+from loragate.card import BaseCard
 from loragate.comparison import Comparison
 from loragate.defects import Planted
 from loragate.histogram import Histogram, histogram
@@ -31,9 +32,9 @@ from loragate.record import (
     Sample,
     Tracked,
     now,
-    summary,
 )
 from loragate.refs import Ref
+from loragate.summary import summary
 from loragate.verdicts import Finding, at_most, conclude
 from loragate.waivers import Ignored, Review, Waiver, WaiverFile
 from loragate.wear import Look
@@ -135,6 +136,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
     ("scores", "baseline", Ref("runs/baseline-1", "5" * 64)),
     ("planted", "double-bos", PLANTED),
+    ("base_card", "", BaseCard("mit", hub=True)),
     ("closed", "", CLOSED),
 ]
 
@@ -168,6 +170,7 @@ WHOLE = AttemptRecord(
     inputs={"base": "b" * 64},
     seconds={"train": 12.5},
     planted=(PLANTED,),
+    base_card=BaseCard("mit", hub=True),
 )
 
 

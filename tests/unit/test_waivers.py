@@ -18,8 +18,9 @@ from loragate.config import Config, RunFile
 from loragate.engines.signing import sign
 from loragate.errors import ConfigError
 from loragate.home import Home
-from loragate.record import AttemptRecord, Closed, Opened, summary
+from loragate.record import AttemptRecord, Closed, Opened
 from loragate.refs import Ref
+from loragate.summary import summary
 from loragate.verdicts import Finding, Verdict, at_most, conclude
 from loragate.waivers import NAMESPACE, Review, Waiver, WaiverFile, waive_command
 from loragate.waiving import Wish, draft, find_attempt, require_own_key, run_file, write

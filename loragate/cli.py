@@ -15,6 +15,7 @@ from loragate.errors import BlockedError, GateRefusedError, VerificationError
 from loragate.options import common, config_argument, overrides_option
 from loragate.promotion_commands import promote, reconcile, rollback
 from loragate.release_commands import export, list_releases, show, verify, waive
+from loragate.replay_commands import replay
 from loragate.terminal import answered, put, put_json
 
 if TYPE_CHECKING:
@@ -293,7 +294,7 @@ def tell_where(address: str) -> None:
     tell(f"serving; watch it at {address.removesuffix('/api')} ; Ctrl-C ends it")
 
 
-for command in (list_releases, show, waive, verify, export, promote, rollback, reconcile):
+for command in (list_releases, show, waive, verify, export, promote, rollback, reconcile, replay):
     main.add_command(command)
 
 

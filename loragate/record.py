@@ -55,6 +55,9 @@ Event = Literal[
     "merge",
     "artifact",
     "scores",
+    "grounds",
+    "slices",
+    "sat",
     "planted",
     "closed",
 ]

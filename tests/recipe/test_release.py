@@ -14,6 +14,7 @@ from qa_pairs import pairs, write_jsonl
 
 from loragate.perplexity import Nll, total
 from loragate.refs import digest_bytes, digest_file
+from loragate.replay_commands import MADE, SCORES
 
 GATES = ["data", "plan", "preflight", "training", "quality", "merge", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"]
 STEPS = 12
@@ -168,6 +169,42 @@ def test_release_is_sealed_and_its_mlflow_version_says_how(released: Released) -
     tuned = total(Nll(row["nats"], row["tokens"]) for row in rows)
     assert tuned.perplexity == released.outcome["metrics"]["tuned_ppl"]
     assert [gate["gate"] for gate in json.loads((bundle / "gates.json").read_text(encoding="utf-8"))] == GATES
+
+
+def test_replay_judges_scores_and_rebuilds_the_release_to_the_bit(released: Released, tmp_path: Path) -> None:
+    home = ("--home", str(released.home))
+    before = {name: names(released.home / name) for name in ("record", "runs", "releases")}
+    done = loragate("replay", "tiny@1", "--json", *home, cwd=tmp_path)
+    assert done.code == 0, done.said
+    claims = {each["claim"]: each for each in done.json["claims"]}
+    judged = [name for name in claims if name.split(" gate: ")[0] in GATES and name.endswith("findings")]
+    assert [name.split(" gate: ")[0] for name in judged] == GATES
+    assert {claims[name]["holds"] for name in judged} == {"yes"}
+    derived = [each for name, each in claims.items() if name.endswith("intervals follow from rows")]
+    assert [("to the last digit" in each["how"]) for each in derived] == [True] * 5
+    assert [name for name, each in claims.items() if each["holds"] != "yes"] == [SCORES, MADE]
+    done = loragate("replay", "tiny@1", "--score", "--rows", "5", "--rebuild", "--json", *home, cwd=tmp_path)
+    assert done.code == 0, done.said
+    found = {each["claim"]: each["how"] for each in done.json["claims"]}
+    assert "bit-equal" in found[SCORES]
+    made = {
+        name.split()[0]: how for name, how in found.items() if name.endswith("follows from base, data and settings")
+    }
+    assert set(made) == {"adapter", "merged", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m"}
+    assert {how.partition(" (")[0] for how in made.values()} == {"made anew: bit-equal"}
+    assert {name: names(released.home / name) for name in before} == before
+    assert list(released.folder.glob(".loragate-replay-*")) == []
+
+
+def test_replay_away_from_home_says_what_is_missing_or_changed(released: Released, tmp_path: Path) -> None:
+    bundle = loragate("verify", "tiny@1", "--json", "--home", "home", cwd=released.folder).json["folder"]
+    done = loragate("replay", bundle, "--score", "--home", str(tmp_path / "none"), cwd=tmp_path)
+    assert (done.code, "data.train: no file matches" in done.stderr, "--data DIR" in done.stderr) == (2, True, True)
+    for name in ("train.jsonl", "heldout.jsonl", "general.jsonl"):
+        (tmp_path / name).write_bytes((released.folder / name).read_bytes())
+    write_jsonl(tmp_path / "heldout.jsonl", pairs(12, start=101))
+    done = loragate("replay", bundle, "--rebuild", "--home", str(tmp_path / "none"), cwd=tmp_path)
+    assert (done.code, "data/heldout.jsonl: changed since the release" in done.stderr) == (4, True), done.said
 
 
 def test_release_is_a_registered_version_that_is_candidate_and_champion(released: Released) -> None:

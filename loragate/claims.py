@@ -51,6 +51,10 @@ def table(claims: Sequence[Claim]) -> str:
 
 def difference(recorded: object, found: object, where: str = "") -> str:
     """Say where two values first differ as canonical JSON has them, with both values; empty where nowhere."""
+    if isinstance(recorded, dict) and isinstance(found, dict):
+        names = dict.fromkeys((*recorded, *found))  # in the order that they are given in, which canonical JSON loses
+        pairs = ((recorded.get(name), found.get(name), f"{where}.{name}".lstrip(".")) for name in names)
+        return next((told for one, other, place in pairs if (told := difference(one, other, place))), "")
     return _difference(json.loads(canonical(recorded)), json.loads(canonical(found)), where)
 
 

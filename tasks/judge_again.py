@@ -30,6 +30,8 @@ from loragate.wear import spent
 ROUNDING = 1e-9
 """Share by which numbers of a comparison may differ where another processor or numpy adds in another order: sums of
 10,000 doubles are good to about 1e-12 (Higham 2002, section 4.2), and bounds are exponentials of their quotients."""
+FIRST = ("passed", "value", "limit", "low", "high")
+"""Of a finding that is another now, what is told first."""
 RECORDED = "judged again from recorded values"
 
 
@@ -91,10 +93,11 @@ def _gate(sealed: SealedEvidence, gate: SealedGate) -> Claim:
     """The verdict and every finding are what the gate's check makes of what it was given."""
     verdict = gates.judge(sealed.grounds[gate.gate], sealed.config)
     claim = f"{gate.gate} gate: {gate.status}, {len(gate.findings)} findings"
-    how = RECORDED
+    by_rows = isinstance(sealed.grounds[gate.gate], QualityGrounds | MergeGrounds | GgufGrounds)
+    how = "judged again, intervals from rows, the rest from recorded values" if by_rows else RECORDED
     if gate.waivers:
         verdict = _waived(sealed, gate, verdict)
-        how = f"{RECORDED}; waivers by their signatures and this candidate's digest"
+        how = f"{how}; waivers by their signatures and this candidate's digest"
     return claimed(claim, _unlike(gate, verdict), how)
 
 
@@ -103,8 +106,10 @@ def _unlike(gate: SealedGate, verdict: Verdict) -> str:
     recorded = {str(finding["rule"]): finding for finding in gate.findings}
     found = {finding.rule: asdict(finding) for finding in verdict.findings}
     for rule in dict.fromkeys((*recorded, *found)):
-        if wrong := difference(recorded.get(rule), found.get(rule)):
-            return f"{gate.gate}/{rule}: {wrong.lstrip(': ')}"
+        old, new = recorded.get(rule, {}), found.get(rule, {})
+        names = dict.fromkeys((*FIRST, *old, *new))
+        if wrong := difference({name: old.get(name) for name in names}, {name: new.get(name) for name in names}):
+            return f"{gate.gate}/{rule}: {wrong}"
     if len(gate.findings) != len(verdict.findings):
         return f"{gate.gate}: recorded {len(gate.findings)} findings, found {len(verdict.findings)}"
     return difference(gate.status, verdict.status, f"{gate.gate}: status")

@@ -40,6 +40,14 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Sat:
+    """What base and tuned model scored on one task, document by document."""
+
+    base: Score
+    tuned: Score
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmarked:
     """Base and tuned model on the same documents of one task.
 

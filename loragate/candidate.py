@@ -19,7 +19,7 @@ def candidate_digest(record: AttemptRecord, config: Config) -> str:
 
     Any change of data, base model, training or limits makes it another one, and so does every artifact further along.
     """
-    return digest_json({"digests": _digests(record), "settings": _settings(config, JUDGED)})
+    return digest_json({"digests": _digests(record), "settings": judged_settings(config)})
 
 
 def release_digest(record: AttemptRecord, config: Config) -> str:
@@ -33,7 +33,7 @@ def release_digest(record: AttemptRecord, config: Config) -> str:
         {
             "digests": _digests(record),
             "verdicts": {verdict.gate: verdict.status for verdict in record.verdicts},
-            "settings": _settings(config, JUDGED) | {"record": {"tracking_uri": config.record.tracking_uri}},
+            "settings": judged_settings(config) | {"record": {"tracking_uri": config.record.tracking_uri}},
             "waivers": list(honoured),
             **({"approvals": record.approvals.digest} if record.approvals else {}),
         }
@@ -45,7 +45,8 @@ def _digests(record: AttemptRecord) -> dict[str, str]:
     return made | dict(record.inputs)
 
 
-def _settings(config: Config, sections: tuple[str, ...]) -> dict[str, JsonValue]:
+def judged_settings(config: Config, sections: tuple[str, ...] = JUDGED) -> dict[str, JsonValue]:
+    """The sections of a run file that a digest covers; without who may waive."""
     values = plain(config)
     chosen = {name: values[name] for name in sections}
     gates = values["gates"]

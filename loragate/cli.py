@@ -17,6 +17,7 @@ from loragate.export_commands import export, push
 from loragate.options import common, config_argument, overrides_option
 from loragate.promotion_commands import promote, reconcile, rollback
 from loragate.release_commands import list_releases, show, verify, waive
+from loragate.replay_commands import replay
 from loragate.terminal import answered, put, put_json
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def tell_where(address: str) -> None:
 
 COMMANDS = (
     *(list_releases, show, waive, verify, export, push),
-    *(approve, approvals, promote, rollback, reconcile),
+    *(replay, approve, approvals, promote, rollback, reconcile),
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -1,9 +1,26 @@
 """What an attempt ran on: enough to set up the same again, and nothing secret."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+
+from loragate.refs import digest_file, digest_manifest
+
+ROOMS = ("checks", "flows", "loragate", "tasks")
+DECISIVE = (
+    *("processor", "threads"),
+    *(
+        f"package/{name}"
+        for name in (
+            *("bitsandbytes", "gguf", "liger-kernel", "llama-cpp-python", "numpy", "peft", "safetensors", "tokenizers"),
+            *("torch", "transformers"),
+        )
+    ),
+)
+"""What of an environment decides how arithmetic is rounded and what files are written."""
 
 
 def describe() -> dict[str, str]:
@@ -16,9 +33,31 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": _processor(),
+        "threads": os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0))),
         "loragate_commit": _commit(),
     }
     return machine | dict(sorted(packages.items()))
+
+
+def program_digest() -> str:
+    """Digest every module of this program."""
+    root = Path(__file__).resolve().parent.parent
+    return digest_manifest(
+        {
+            f"{room}/{path.relative_to(root / room).as_posix()}": digest_file(path)
+            for room in ROOMS
+            for path in (root / room).rglob("*.py")
+        }
+    )
+
+
+def differences(then: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
+    """Say in what of `DECISIVE` two environments differ, a phrase each."""
+    return tuple(
+        f"{name.removeprefix('package/')} {then.get(name, 'not there')} -> {now.get(name, 'not there')}"
+        for name in DECISIVE
+        if then.get(name) != now.get(name)
+    )
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from loragate.record import AttemptRecord, Journal
 from loragate.standings import Standings
 from loragate.store import Store
 
-Kind = Literal["record", "checks", "sabotage"]
+Kind = Literal["record", "checks", "sabotage", "replay"]
 PROMOTIONS = "promotions"
 
 

@@ -5,7 +5,7 @@ a loss is put down to the step between them: training, merging, conversion or qu
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from loragate.comparison import Comparison
@@ -90,3 +90,15 @@ def compared_rows(examples: Sequence[Example]) -> int:
         if positions > COMPARED_POSITIONS:
             return max(1, number)
     return len(examples)
+
+
+def gguf_file(name: str) -> str:
+    """Name of the GGUF file of a quantisation, or of the adapter alone."""
+    return "adapter-f16.gguf" if name == ADAPTER else f"model-{name}.gguf"
+
+
+def made_from(name: str, exported: Container[str]) -> str:
+    """What a GGUF file was made from: the adapter as trained, the merged model, or f16 where that is exported."""
+    if name == ADAPTER:
+        return "tuned"
+    return F16 if name != F16 and F16 in exported else "merged"

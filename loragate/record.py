@@ -59,6 +59,9 @@ Event = Literal[
     "merge",
     "artifact",
     "scores",
+    "grounds",
+    "slices",
+    "sat",
     "planted",
     "closed",
 ]

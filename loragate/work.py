@@ -105,6 +105,32 @@ class MeasureModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreAgain:
+    """Score some rows as they were scored among all of them.
+
+    Attributes:
+        examples, forward_tokens: As in `MeasureModel`.
+        rows: How many rows at least, or all: whole forward passes are drawn, since what goes through a model together
+            is rounded together.
+        seed: Of the drawing.
+    """
+
+    model: Model
+    examples: str
+    forward_tokens: int
+    rows: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowScore:
+    """Sums of one row; rows are numbered from 0."""
+
+    number: int
+    nll: Nll
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A greedy answer and whether it ended with a stop token by itself."""
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prefect import task
 
-from checks import card
 from loragate.attempt import Attempt, FetchedBase
 from loragate.card import BaseCard, stated
+from loragate.grounds import CardGrounds
 from tasks.gates import settle
 from tasks.policies import STEP
 
@@ -21,5 +21,5 @@ def card_gate(attempt: Attempt, base: FetchedBase) -> FetchedBase:
     attempt.note("base_card", "", found)
     if config.card.required:
         known = stated(config.card, found, config.base_model.source, config.data.language)
-        settle(attempt, card.judge(config.card.required, known))
+        settle(attempt, CardGrounds(known))
     return base

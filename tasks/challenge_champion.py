@@ -112,6 +112,7 @@ def challenge_champion(
         sides[CHAMPION] = champion.measured.rows
         attempt.note("worst_rows", CHAMPION, worst_rows(champion.measured, tuned, rows))
     slices = _slices(rows)
+    attempt.note("slices", "", slices)
     asked: dict[tuple[str, Side], ComparePaired] = {}
     for name, numbers in slices.items() if len(slices) <= limits.max_slices else ():
         for side, scored in sides.items():

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from loragate.artifact_work import ExportAdapter, ExportGguf
 from loragate.attempt import Attempt, FetchedBase, recipe
-from loragate.ladder import ADAPTER, F16
+from loragate.ladder import ADAPTER, F16, gguf_file
 from loragate.refs import Ref, digest_file
 
 CODE = ("loragate.engines.llama", "loragate.engines.predictions", "loragate.ladder")
 LIBRARIES = ("llama_cpp_python",)
-FILE = "adapter-f16.gguf"
+FILE = gguf_file(ADAPTER)
 
 
 def export_adapter(attempt: Attempt, base: FetchedBase, adapter: Ref) -> Ref:

@@ -8,7 +8,7 @@ from prefect import task
 
 from loragate.artifact_work import ExportGguf, GgufEvidence, ProbeGguf
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows, recipe
-from loragate.ladder import ADAPTER, F16, Hop
+from loragate.ladder import ADAPTER, F16, Hop, made_from
 from loragate.refs import Ref, digest_file
 from tasks.compare_models import descend
 from tasks.export_adapter import CODE, LIBRARIES, base_gguf, export_adapter
@@ -62,7 +62,7 @@ def probe_gguf(
 ) -> Probed:
     """Load a file in a fresh process, tokenise, score and talk to it; hold it against what it was made from."""
     limits = attempt.config.gates.quality
-    above = _above(name, ladder)
+    above = ladder[made_from(name, ladder)]
     questions = first_questions(rows, limits.num_samples)
     below = base_gguf(attempt, base) if name == ADAPTER else None
     steps = recipe(
@@ -94,10 +94,3 @@ def probe_gguf(
     attempt.note_rung(measured, above)
     limit = getattr(attempt.config.gates.gguf, f"max_perplexity_ratio_{name}")
     return Probed(name, measured, evidence, descend(attempt, above, measured, limit))
-
-
-def _above(name: str, ladder: Mapping[str, Measurement]) -> Measurement:
-    """What a file was made from: the adapter as trained, the merged model, or f16 where that is exported."""
-    if name == ADAPTER:
-        return ladder["tuned"]
-    return ladder["merged"] if name == F16 else ladder.get(F16, ladder["merged"])

@@ -3,16 +3,26 @@
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from checks import data, gguf_file, merge, plan, preflight, quality, training
+from checks import gates
 from loragate.answered import Answered
 from loragate.artifact_work import MergeEvidence
 from loragate.attempt import Attempt, FetchedBase, Measurement, Rows
 from loragate.challenge import Challenge
 from loragate.comparison import Comparison
 from loragate.errors import GateRefusedError
+from loragate.grounds import (
+    DataGrounds,
+    Grounds,
+    MergeGrounds,
+    PlanGrounds,
+    PreflightGrounds,
+    QualityGrounds,
+    TrainingGrounds,
+    measured_steps,
+    of_file,
+)
 from loragate.ladder import NOT_COMPARED
 from loragate.plan import Plan
-from loragate.verdicts import Verdict
 from loragate.work import PreflightEvidence
 from tasks.check_rows import check_rows, keep_rows
 from tasks.compare_models import descend
@@ -27,28 +37,27 @@ from tasks.waivers import refusal, with_waivers
 def data_gate(attempt: Attempt, rows: Rows) -> Rows:
     """Refuse rows that cannot teach the model to answer and to stop; return those to go on with."""
     evidence = check_rows(attempt, rows)
-    settle(attempt, data.judge(evidence.checked, attempt.config.gates.data))
+    settle(attempt, DataGrounds(evidence.checked))
     return keep_rows(attempt, rows, evidence)
 
 
 @task(name="plan gate", **STEP)
 def plan_gate(attempt: Attempt, planned: Plan) -> Plan:
     """Refuse a training that cannot work as the run file describes it; warn of what is odd; return the plan."""
-    settle(attempt, plan.judge(attempt.config.train, planned, attempt.config.gates.plan))
+    settle(attempt, PlanGrounds(planned))
     return planned
 
 
 @task(name="preflight gate", **STEP)
 def preflight_gate(attempt: Attempt, evidence: PreflightEvidence) -> None:
     """Refuse a training whose arithmetic is not what it should be."""
-    settle(attempt, preflight.judge(evidence, attempt.config.gates.preflight))
+    settle(attempt, PreflightGrounds(evidence))
 
 
 @task(name="training gate", **STEP)
 def training_gate(attempt: Attempt, adapter: Adapter) -> None:
     """Refuse a training that was not finite, did not reach every module, or left nothing."""
-    config = attempt.config
-    settle(attempt, training.judge(adapter.trained, adapter.evidence, config.train, config.gates.training))
+    settle(attempt, TrainingGrounds(adapter.trained, adapter.evidence))
 
 
 @task(name="quality gate", **STEP)
@@ -61,8 +70,7 @@ def quality_gate(
     adapter: Adapter,
 ) -> None:
     """Refuse a tuned model not shown to be no worse than base and champion, that forgets too much or answers badly."""
-    limits = attempt.config.gates.quality
-    settle(attempt, quality.judge(compared, general, answered, adapter.trained, limits, challenge))
+    settle(attempt, QualityGrounds(compared, general, answered, measured_steps(adapter.trained), challenge))
 
 
 @task(name="merge gate", **STEP)
@@ -70,27 +78,25 @@ def merge_gate(
     attempt: Attempt, merged: Merged, evidence: MergeEvidence, tuned: Measurement, after: Measurement
 ) -> None:
     """Refuse merged weights that are not what was trained, and a choice that the numbers on record do not bear out."""
-    limits, alpha = attempt.config.gates.merge, attempt.config.gates.quality.alpha
-    hop = descend(attempt, tuned, after, limits.max_perplexity_ratio)
-    from_base = after.divergences.get("baseline", NOT_COMPARED)
-    settle(attempt, merge.judge(evidence, hop, from_base, limits, alpha=alpha, merged=merged.how))
+    hop = descend(attempt, tuned, after, attempt.config.gates.merge.max_perplexity_ratio)
+    settle(attempt, MergeGrounds(evidence, hop, after.divergences.get("baseline", NOT_COMPARED), merged.how))
 
 
 @task(name="GGUF gate", task_run_name="GGUF gate {probed.name}", **STEP)
 def gguf_gate(attempt: Attempt, probed: Probed, base: FetchedBase) -> Measurement:
     """Refuse a GGUF file that is not the model that it was made from; return its rung of the ladder."""
-    limits, alpha = attempt.config.gates.gguf, attempt.config.gates.quality.alpha
-    settle(attempt, gguf_file.judge(probed.name, probed.evidence, probed.hop, base.base, limits, alpha=alpha))
+    settle(attempt, of_file(probed.name, probed.evidence, probed.hop, base.base))
     return probed.measured
 
 
-def settle(attempt: Attempt, verdict: Verdict) -> None:
-    """Put a verdict on record, show it, and raise where it refuses and no waiver lets it go.
+def settle(attempt: Attempt, grounds: Grounds) -> None:
+    """Put on record what a gate judges by, judge, show the verdict, and raise where it refuses and nobody waives it.
 
     Raises:
         GateRefusedError: The verdict refuses; the message is the verdict, and what it takes to waive it.
     """
-    verdict = with_waivers(attempt, verdict)
+    attempt.note("grounds", grounds.gate, grounds)
+    verdict = with_waivers(attempt, gates.judge(grounds, attempt.config))
     attempt.settle(verdict)
     rows: list[dict[str, object]] = [
         {"rule": f.rule, "passed": f.passed, "status": f.status, "detail": f.detail, "severity": f.severity}

@@ -11,8 +11,10 @@ import loragate
 from loragate import bundle
 from loragate.attempt import Attempt
 from loragate.chain import Head
+from loragate.environment import program_digest
 from loragate.errors import VerificationError
 from loragate.evidence import Origins, by_name, evidence, judged, manifest, provenance
+from loragate.grounds import grounds_files
 from loragate.narration import tell
 from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, Closed, now
@@ -28,7 +30,6 @@ WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin")
 """Endings of merged weights: they follow from base and adapter, and only their digest goes along."""
 FOLDERS = {"adapter": "adapter", "modelfiles": "gguf"}
 """Where in a bundle the folders of artifacts go; GGUF files are artifacts of their own."""
-ROOMS = ("checks", "flows", "loragate", "tasks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,14 @@ def _write(attempt: Attempt, digest: str, folder: Path) -> None:
     _require_judged(record, shipped)
     scores = {name: _rows(attempt, ref) for name, ref in record.scores.items()}
     statement = canonical(provenance(record, attempt.config, _shipping(shipped), now()))
-    texts = evidence(record, attempt.config, judged(attempt.journal.events()), scores) | {
+    texts = evidence(record, attempt.config, judged(attempt.journal.events()), scores)
+    texts |= grounds_files(attempt.journal.events())
+    texts |= release_documents(attempt, record, digest, _shipping(shipped))
+    texts |= {
         bundle.KEY: key.public.encode(),
         "provenance.intoto.jsonl": seals.sign(key, statement, seals.STATEMENT).encode() + b"\n",
         "report.html": _report(record, digest),
     }
-    texts |= release_documents(attempt, record, digest, _shipping(shipped))
     for name, content in texts.items():
         write_atomically(building / name, content)
     files = shipped | {name: digest_file(building / name) for name in texts}
@@ -186,17 +189,12 @@ def _origins(shipped: Mapping[str, str], left_out: Mapping[str, str]) -> Origins
     beside = {name.partition("/")[2]: digest for name, digest in shipped.items() if name.startswith("model/")}
     own = {name: digest for name, digest in beside.items() if name not in ("config.json", "generation_config.json")}
     root = Path(loragate.__file__).parent.parent
-    code = {
-        f"{room}/{path.relative_to(root / room).as_posix()}": digest_file(path)
-        for room in ROOMS
-        for path in (root / room).rglob("*.py")
-    }
     lock = root / "requirements.lock"
     return Origins(
         template=beside.get(TEMPLATE, beside.get("tokenizer_config.json", "")),
         tokenizer=digest_manifest(own),
         model_config=beside.get("config.json", ""),
-        code=digest_manifest(code),
+        code=program_digest(),
         lock=digest_file(lock) if lock.is_file() else None,
         left_out=left_out,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from loragate.attempt import Attempt, Measurement, recipe
-from loragate.benchmark import Benchmarked, Score, compared
+from loragate.benchmark import Benchmarked, Sat, Score, compared
 from loragate.task_files import SitTasks, task_files
 from loragate.work import Model
 from tasks.models import LIBRARIES, PASSES, weight_format
@@ -37,4 +37,5 @@ def compare_tasks(attempt: Attempt, baseline: Measurement, tuned: Measurement) -
     found = {name: compared(score, tuned.scores[name]) for name, score in baseline.scores.items()}
     for name, each in found.items():
         attempt.note("benchmark", name, each)
+        attempt.note("sat", name, Sat(baseline.scores[name], tuned.scores[name]))
     return found

@@ -23,7 +23,7 @@ from loragate.artifact_work import ExportAdapter, ExportGguf, GgufEvidence, Prob
 from loragate.child import Progress, Report, run_tool
 from loragate.engines.predictions import Gathered, likeliest, parts
 from loragate.errors import StepError
-from loragate.ladder import compared_rows
+from loragate.ladder import F16, compared_rows, gguf_file
 from loragate.perplexity import Nll
 from loragate.rendering import Example, read_rendered
 from loragate.rows import Conversation
@@ -33,7 +33,7 @@ from loragate.work import Answer
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
 ADAPTER_CONFIG = "adapter_config.json"
 QUANTIZATIONS = {
-    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+    F16: llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
     "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
@@ -46,16 +46,16 @@ def export(request: ExportGguf, report: Report) -> dict[str, str]:
         StepError: The converter or the quantiser failed.
     """
     folder, names = Path(request.folder), {}
-    f16 = folder / "model-f16.gguf"
+    f16 = folder / gguf_file(F16)
     _convert(request.merged, f16)
     report(Progress(1, len(request.quantizations) + 1, "files"))
     for done, quantization in enumerate(request.quantizations, start=2):
-        path = folder / f"model-{quantization}.gguf"
-        if quantization != "f16":
+        path = folder / gguf_file(quantization)
+        if quantization != F16:
             quantise(f16, path, QUANTIZATIONS[quantization])
         names[quantization] = path.name
         report(Progress(done, len(request.quantizations) + 1, "files"))
-    if "f16" not in request.quantizations:
+    if F16 not in request.quantizations:
         f16.unlink()
     return names
 

@@ -3,7 +3,9 @@
 Shapes in names: B rows, T positions, N supervised tokens.
 """
 
+import random
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,12 @@ from loragate.engines.language_model import (
     read_examples,
     template_of,
 )
-from loragate.engines.packing import passes_for
+from loragate.engines.packing import Passes, passes_for
 from loragate.engines.predictions import GROUPS, LEAST, LIKELIEST, Gathered, Predictions
 from loragate.ladder import Divergence, compared_rows
 from loragate.perplexity import Nll
 from loragate.rendering import Example
-from loragate.work import Answer, Measured, MeasureModel
+from loragate.work import Answer, Measured, MeasureModel, RowScore, ScoreAgain
 
 ANSWERS_AT_ONCE = 8
 PREDICTED_TOKENS = 512
@@ -44,16 +46,40 @@ def measure(request: MeasureModel, report: Report) -> Measured:
     return Measured(rows, tuple(_answers(model, request, report)), divergences)
 
 
-@torch.inference_mode()
 def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: Report) -> tuple[Nll, ...]:
     """Sum negative log-likelihood over each row's supervised tokens.
 
     Rows go through the model in packs; the sums of a row do not depend on what it is packed with.
     """
-    rows = [Nll(0.0, 0)] * len(examples)
-    passes = passes_for(model, examples, max(forward_tokens, LEAST_CUDA_TOKENS if device().type == "cuda" else 0))
-    units = ((numbers, passes.unit([examples[i] for i in numbers])) for numbers in passes.groups(examples))
-    done, ready = 0, next(units, None)
+    passes = _passes(model, examples, forward_tokens)
+    found = _scored(model, examples, passes, list(passes.groups(examples)), report)
+    return tuple(found.get(number, Nll(0.0, 0)) for number in range(len(examples)))
+
+
+def score_again(request: ScoreAgain, report: Report) -> tuple[RowScore, ...]:
+    """Score whole forward passes, drawn without replacement until they hold as many rows as are asked for."""
+    model, examples = load_settled(request.model), read_examples(request.examples)
+    passes = _passes(model, examples, request.forward_tokens)
+    groups = list(passes.groups(examples))
+    random.Random(request.seed).shuffle(groups)
+    before = accumulate(map(len, groups), initial=0)
+    taken = [group for group, rows in zip(groups, before, strict=False) if rows < request.rows]
+    found = _scored(model, examples, passes, taken, report)
+    return tuple(RowScore(number, found[number]) for number in sorted(found))
+
+
+def _passes(model: Any, examples: Sequence[Example], forward_tokens: int) -> Passes:
+    return passes_for(model, examples, max(forward_tokens, LEAST_CUDA_TOKENS if device().type == "cuda" else 0))
+
+
+@torch.inference_mode()
+def _scored(
+    model: Any, examples: Sequence[Example], passes: Passes, groups: Sequence[list[int]], report: Report
+) -> dict[int, Nll]:
+    """Sums of the rows of some forward passes, by the rows' numbers."""
+    rows: dict[int, Nll] = {}
+    units = ((numbers, passes.unit([examples[i] for i in numbers])) for numbers in groups)
+    ready = next(units, None)
     while ready is not None:
         numbers, unit = ready
         nats_N, row_N = passes.owned_nats(model, unit)
@@ -63,9 +89,8 @@ def score(model: Any, examples: Sequence[Example], forward_tokens: int, report: 
         ready = next(units, None)  # made ready while the device is busy
         for number, nats, tokens in zip(numbers, sums_B.tolist(), counts_B.tolist(), strict=True):
             rows[number] = Nll(nats, tokens)
-        done += len(numbers)
-        report(Progress(done, len(examples), "rows"))
-    return tuple(rows)
+        report(Progress(len(rows), sum(map(len, groups)), "rows"))
+    return rows
 
 
 @torch.inference_mode()

@@ -88,8 +88,8 @@ def _parameters(attempt: Attempt) -> Iterator[tuple[str, str]]:
 
 
 def live_metrics(attempt: Attempt) -> Report:
-    """Return a callback that sends a step's numbers to MLflow as they come; of sabotage MLflow hears nothing."""
-    if attempt.kind == "sabotage":
+    """Return a callback that sends a step's numbers to MLflow as they come; of sabotage and replay it hears nothing."""
+    if attempt.kind in ("sabotage", "replay"):
         return ignore
     client = MlflowClient(attempt.tracking_uri)
 

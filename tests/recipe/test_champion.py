@@ -109,6 +109,14 @@ def test_better_retrain_passes_against_the_champion_and_takes_its_place(place: P
     assert "tuned ÷ champion on the slice common/ünï &lt;b&gt;, row by row" in report
 
 
+def test_replay_derives_champion_slices_and_wear_from_rows(place: Place, second: Done) -> None:
+    done = loragate("replay", second.json["release"], "--json", "--home", "home", cwd=place.folder)
+    assert (done.code, done.json["holds"]) == (0, True), done.said
+    claims = {each["claim"]: each["how"] for each in done.json["claims"]}
+    assert "perplexity champion" in claims
+    assert "to the last digit" in claims["quality gate: intervals follow from rows"]
+
+
 def test_unchanged_retrain_of_the_champion_is_found_as_released(place: Place, second: Done) -> None:
     again = place.release(*BETTER)
     assert again.code == 0, again.said

@@ -18,6 +18,7 @@ from qa_pairs import pairs, write_jsonl
 from loragate.modelfile import modelfile_name
 from loragate.perplexity import Nll, total
 from loragate.refs import digest_bytes, digest_file
+from loragate.replay_commands import MADE, SCORES
 
 FILES = ["gguf_f16", "gguf_q8_0", "gguf_q4_k_m", "gguf_adapter"]
 GATES = ["data", "plan", "preflight", "training", "quality", "merge", *FILES]
@@ -200,6 +201,42 @@ def test_bundle_says_what_was_measured_and_where_it_came_from(released: Released
     assert development["training_operations"]["estimate"] > 0
     for text in (card.content, json.dumps(points)):
         assert str(released.folder) not in text
+
+
+def test_replay_judges_scores_and_rebuilds_the_release_to_the_bit(released: Released, tmp_path: Path) -> None:
+    home = ("--home", str(released.home))
+    before = {name: names(released.home / name) for name in ("record", "runs", "releases")}
+    done = loragate("replay", "tiny@1", "--json", *home, cwd=tmp_path)
+    assert done.code == 0, done.said
+    claims = {each["claim"]: each for each in done.json["claims"]}
+    judged = [name for name in claims if name.split(" gate: ")[0] in GATES and name.endswith("findings")]
+    assert [name.split(" gate: ")[0] for name in judged] == GATES
+    assert {claims[name]["holds"] for name in judged} == {"yes"}
+    derived = [each for name, each in claims.items() if name.endswith("intervals follow from rows")]
+    assert [("to the last digit" in each["how"]) for each in derived] == [True] * 6
+    assert [name for name, each in claims.items() if each["holds"] != "yes"] == [SCORES, MADE]
+    done = loragate("replay", "tiny@1", "--score", "--rows", "5", "--rebuild", "--json", *home, cwd=tmp_path)
+    assert done.code == 0, done.said
+    found = {each["claim"]: each["how"] for each in done.json["claims"]}
+    assert "bit-equal" in found[SCORES]
+    made = {
+        name.split()[0]: how for name, how in found.items() if name.endswith("follows from base, data and settings")
+    }
+    assert set(made) == {"adapter", "merged", "modelfiles", *FILES}
+    assert {how.partition(" (")[0] for how in made.values()} == {"made anew: bit-equal"}
+    assert {name: names(released.home / name) for name in before} == before
+    assert list(released.folder.glob(".loragate-replay-*")) == []
+
+
+def test_replay_away_from_home_says_what_is_missing_or_changed(released: Released, tmp_path: Path) -> None:
+    bundle = loragate("verify", "tiny@1", "--json", "--home", "home", cwd=released.folder).json["folder"]
+    done = loragate("replay", bundle, "--score", "--home", str(tmp_path / "none"), cwd=tmp_path)
+    assert (done.code, "data.train: no file matches" in done.stderr, "--data DIR" in done.stderr) == (2, True, True)
+    for name in ("train.jsonl", "heldout.jsonl", "general.jsonl"):
+        (tmp_path / name).write_bytes((released.folder / name).read_bytes())
+    write_jsonl(tmp_path / "heldout.jsonl", pairs(12, start=101))
+    done = loragate("replay", bundle, "--rebuild", "--home", str(tmp_path / "none"), cwd=tmp_path)
+    assert (done.code, "data/heldout.jsonl: changed since the release" in done.stderr) == (4, True), done.said
 
 
 def test_release_is_a_registered_version_that_is_candidate_and_champion(released: Released) -> None:

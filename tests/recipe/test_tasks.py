@@ -80,6 +80,16 @@ def test_values_and_errors_are_on_record_and_shown(folder: Path, released: Done)
     assert "<h3>Tasks</h3>" in Path(released.json["artifacts"]["report"]).read_text(encoding="utf-8")
 
 
+def test_replay_derives_the_task_from_its_documents(folder: Path, released: Done) -> None:
+    done = loragate("replay", released.json["release"], "--json", "--home", str(folder / "home"), cwd=folder)
+    assert (done.code, done.json["holds"]) == (0, True), done.said
+    bundle = next((folder / "home" / "releases" / "tiny").iterdir())
+    documents = [json.loads(line) for line in (bundle / "scores/tasks.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = released.json["benchmarks"]["begins"]
+    assert len(documents) == told["documents"]
+    assert sum(each["tuned"] for each in documents) / len(documents) == pytest.approx(told["tuned"])
+
+
 def test_task_that_runs_code_is_refused_before_anything_is_on_record(folder: Path) -> None:
     (folder / "code.yaml").write_text("process_docs: !function work.clean\n", encoding="utf-8")
     home = folder / "empty"

@@ -140,6 +140,13 @@ def test_a_waived_release_says_so_everywhere_and_keeps_value_and_limit(
     assert "quality gate       WAIVED" in place.run("show", said["release"]).stdout
 
 
+def test_replay_finds_the_waiver_signed_and_for_this_candidate(place: Place, released: Done) -> None:
+    done = place.run("replay", released.json["release"], "--json")
+    assert (done.code, done.json["holds"]) == (0, True), done.said
+    (quality,) = (each for each in done.json["claims"] if each["claim"].startswith("quality gate: waived"))
+    assert "waivers by their signatures and this candidate's digest" in quality["how"]
+
+
 def test_mlflow_has_the_waiver_as_a_tag_of_run_and_version_and_as_files(place: Place, released: Done) -> None:
     version = place.client.get_model_version_by_alias("tiny", "candidate")
     assert version.run_id is not None

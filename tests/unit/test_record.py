@@ -135,6 +135,9 @@ LINES: list[tuple[Event, str, object]] = [
     ("artifact", "gguf_f16", Ref("runs/gguf-1/f16.gguf", "f" * 64)),
     ("artifact", "gguf_q8_0", Ref("runs/gguf-1/q8_0.gguf", "8" * 64)),
     ("scores", "baseline", Ref("runs/baseline-1", "5" * 64)),
+    ("grounds", "plan", {}),  # these three are for bundles and replay; a record is read without them
+    ("slices", "", {}),
+    ("sat", "begins", {}),
     ("planted", "double-bos", PLANTED),
     ("base_card", "", BaseCard("mit", hub=True)),
     ("closed", "", CLOSED),

@@ -25,6 +25,7 @@ from loragate.lines import append_line
 from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
+from loragate.row_sets import RowSet
 from loragate.verdicts import Verdict
 from loragate.waivers import Review
 from loragate.wear import Look
@@ -37,6 +38,7 @@ Event = Literal[
     "opened",
     "tracked",
     "input",
+    "row_set",
     "seconds",
     "plan",
     "verdict",
@@ -230,6 +232,7 @@ class AttemptRecord:
     artifacts: dict[str, Ref] = field(default_factory=dict)
     scores: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    row_sets: dict[str, RowSet] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     planted: tuple[Planted, ...] = ()
 
@@ -309,6 +312,7 @@ class Journal:
             artifacts={name: read_as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             scores={name: read_as(Ref, v) for name, v in seen.get("scores", {}).items()},
             inputs={name: read_as(str, v) for name, v in seen.get("input", {}).items()},
+            row_sets={name: read_as(RowSet, v) for name, v in seen.get("row_set", {}).items()},
             seconds={name: read_as(float, v) for name, v in seen.get("seconds", {}).items()},
             planted=tuple(read_as(Planted, v) for v in seen.get("planted", {}).values()),
         )

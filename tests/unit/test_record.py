@@ -33,6 +33,7 @@ from loragate.record import (
     summary,
 )
 from loragate.refs import Ref
+from loragate.row_sets import RowSet
 from loragate.verdicts import Finding, at_most, conclude
 from loragate.waivers import Ignored, Review, Waiver, WaiverFile
 from loragate.wear import Look
@@ -108,6 +109,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("opened", "", OPENED),
     ("tracked", "", Tracked("run-1", "sqlite:///mlflow.db")),
     ("input", "base", "b" * 64),
+    ("row_set", "train", RowSet("train", {"train.jsonl": "b" * 64}, 0.1, 90, 4000)),
     ("seconds", "train", 12.5),
     ("verdict", "data", PASSED),
     ("verdict", "quality", REFUSED),
@@ -162,6 +164,7 @@ WHOLE = AttemptRecord(
     },
     scores={"baseline": Ref("runs/baseline-1", "5" * 64)},
     inputs={"base": "b" * 64},
+    row_sets={"train": RowSet("train", {"train.jsonl": "b" * 64}, 0.1, 90, 4000)},
     seconds={"train": 12.5},
     planted=(PLANTED,),
 )

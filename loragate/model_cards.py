@@ -94,17 +94,20 @@ def _numbers(record: AttemptRecord, name: str) -> tuple[Number, ...]:
 
 def _rung(record: AttemptRecord, rung: Rung, step: int) -> Iterator[Number]:
     """A rung's perplexity; and how it stands to the rung that it was made from."""
-    found = {"perplexity": rung.nll.perplexity}
-    if (held := record.comparisons.get(rung.name)) is not None:
-        found |= {"ratio": held.ratio, "ratio_low": held.low, "ratio_high": held.high}
+    found = {"perplexity": rung.nll.perplexity, **_against(record, rung.name)}
     if rung.divergence.positions:
         found |= {"kl": rung.divergence.kl, "top1_agreement": rung.divergence.top1_agreement}
     yield from (Number(LADDER + name, value, step, "heldout") for name, value in found.items() if math.isfinite(value))
 
 
+def _against(record: AttemptRecord, name: str) -> dict[str, float]:
+    """The ratio of perplexities and its interval; nothing where there was nothing to compare."""
+    held = record.comparisons.get(name)
+    known = held is not None and math.isfinite(held.ratio)
+    return {"ratio": held.ratio, "ratio_low": held.low, "ratio_high": held.high} if known and held else {}
+
+
 def _general(record: AttemptRecord) -> Iterator[Number]:
     perplexities = {rung.name: rung.nll.perplexity for rung in record.general}
-    found = {"perplexity": perplexities.get(f"{GENERAL}tuned", math.nan)}
-    if (held := record.comparisons.get("general")) is not None:
-        found |= {"ratio": held.ratio, "ratio_low": held.low, "ratio_high": held.high}
+    found = {"perplexity": perplexities.get(f"{GENERAL}tuned", math.nan), **_against(record, "general")}
     yield from (Number(f"general/{name}", value, 0, "general") for name, value in found.items() if math.isfinite(value))

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from html import escape
 
 from loragate.comparison import Comparison
 from loragate.ladder import Rung
@@ -12,7 +13,7 @@ REPORT = "report.html"
 PROJECT = "loragate"
 MAX_REASON_CHARS = 500
 GAP = "&emsp;"
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]#|~!])")
 """What Markdown gives a meaning to; a row's text in a refusal must not."""
 
 
@@ -65,7 +66,7 @@ def _page(*paragraphs: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return SPECIAL.sub(r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def _trained(record: AttemptRecord) -> str:

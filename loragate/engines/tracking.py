@@ -60,7 +60,7 @@ def open_run(attempt: Attempt) -> Tracked:
     tags = {
         "mlflow.runName": attempt.id,
         "mlflow.source.name": attempt.run.path.name,
-        "mlflow.source.type": "PROJECT",
+        "mlflow.source.type": "LOCAL",
         "loragate.home": str(attempt.home.root),
         "loragate.verdict": "running",
     }

@@ -95,7 +95,6 @@ def test_run_shows_verdict_gates_metrics_data_sets_and_models(pages: Pages) -> N
     assert "baseline: x0.349 (x0.314 to x0.383 with 95 % confidence)" in seen
     assert "train (" in seen
     assert "run.yaml" in seen
-    assert "Agent versions" not in seen
 
 
 def test_refused_run_shows_why_and_renders_nothing_of_the_reason(pages: Pages) -> None:

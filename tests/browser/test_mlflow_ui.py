@@ -30,6 +30,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
 ]
 
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Starts and ends no worker processes, whose jobs no page here asks for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pages:
@@ -65,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
     command = [program("mlflow"), "server", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
     server = f"http://127.0.0.1:{port}"
     with (
-        serving(command, f"{server}/health", folder, MLFLOW_DISABLE_TELEMETRY="true"),
+        serving(command, f"{server}/health", folder, MLFLOW_DISABLE_TELEMETRY="true", **NO_JOBS),
         browser(chromium, FLAGS, folder / "profile") as opened,
     ):
         yield Pages(opened, server, run, refused, models)

@@ -27,6 +27,7 @@ from loragate.lines import append_line
 from loragate.perplexity import Nll
 from loragate.plan import Plan
 from loragate.refs import Ref
+from loragate.row_sets import RowSet
 from loragate.verdicts import Verdict
 from loragate.waivers import Review
 from loragate.wear import Look
@@ -40,6 +41,7 @@ Event = Literal[
     "tracked",
     "input",
     "base_card",
+    "row_set",
     "seconds",
     "plan",
     "verdict",
@@ -240,6 +242,7 @@ class AttemptRecord:
     artifacts: dict[str, Ref] = field(default_factory=dict)
     scores: dict[str, Ref] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
+    row_sets: dict[str, RowSet] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     planted: tuple[Planted, ...] = ()
     base_card: BaseCard | None = None
@@ -321,6 +324,7 @@ class Journal:
             artifacts={name: read_as(Ref, v) for name, v in seen.get("artifact", {}).items()},
             scores={name: read_as(Ref, v) for name, v in seen.get("scores", {}).items()},
             inputs={name: read_as(str, v) for name, v in seen.get("input", {}).items()},
+            row_sets={name: read_as(RowSet, v) for name, v in seen.get("row_set", {}).items()},
             seconds={name: read_as(float, v) for name, v in seen.get("seconds", {}).items()},
             base_card=read_as(BaseCard, seen["base_card"][""]) if "base_card" in seen else None,
             planted=tuple(read_as(Planted, v) for v in seen.get("planted", {}).values()),

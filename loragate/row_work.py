@@ -1,6 +1,6 @@
 """What tasks ask of the engines that look at rows, and what those answer; see `loragate.work`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from loragate.files import DataFile
@@ -51,17 +51,28 @@ class PrepareRows:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneralRows:
+    """How many rows about what must not be forgotten there are, and the sum of their lengths."""
+
+    rows: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """What was read.
 
     Attributes:
-        rows: Rows by side; `unused` are those that a weight below 1 leaves out.
+        rows: Training and held-out rows; `unused` are those that a weight below 1 leaves out.
         lengths, taught_shares: As in the record of an attempt.
+        tokens: Sum of the rows' lengths after truncation, of each side in `rows`.
     """
 
     rows: dict[str, int]
     lengths: Histogram | None
     taught_shares: Histogram | None
+    tokens: dict[str, int] = field(default_factory=dict)
+    general: GeneralRows = GeneralRows()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from prefect import task
 from loragate.attempt import Attempt, FetchedBase, Rows, recipe
 from loragate.config import plain
 from loragate.files import DataFiles, content_digest, data_files, hub_name, hub_sources
+from loragate.row_sets import row_sets
 from loragate.row_work import FetchDataSet, Prepared, PrepareRows
 from tasks.policies import STEP
 
@@ -70,6 +71,10 @@ def prepare_rows(attempt: Attempt, base: FetchedBase) -> Rows:
         return attempt.call("loragate.engines.examples:prepare", request)
 
     stored, prepared = attempt.build(steps, Prepared, make)
+    general = prepared.general
+    rows, tokens = prepared.rows | {"general": general.rows}, prepared.tokens | {"general": general.tokens}
+    for each in row_sets(files, digests, rows, tokens):
+        attempt.note("row_set", each.side, each)
     for name, shape in (("tokens", prepared.lengths), ("taught", prepared.taught_shares)):
         if shape is not None:
             attempt.note("histogram", name, shape)

@@ -54,6 +54,7 @@ def preflight(attempt: Attempt, base: FetchedBase, rows: Rows) -> PreflightEvide
 @task(name="train adapter", **STEP)
 def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows, plan: Plan) -> Adapter:
     """Train as planned, or go on from the last checkpoint of a killed attempt; metrics go to MLflow as they come."""
+    from loragate.engines.system_metrics import sampled
     from loragate.engines.tracking import live_metrics
 
     train = attempt.config.train
@@ -70,7 +71,8 @@ def train_adapter(attempt: Attempt, base: FetchedBase, rows: Rows, plan: Plan) -
         files = rows.file("train.jsonl"), rows.file("heldout.jsonl")
         planned = train.model_copy(update={"forward_tokens": plan.model.forward_tokens})
         request = TrainAdapter(base.base, planned, *files, str(folder), str(scratch), plan.checkpointing)
-        return attempt.call("loragate.engines.training:train", request, also=live_metrics(attempt))
+        with sampled(attempt):
+            return attempt.call("loragate.engines.training:train", request, also=live_metrics(attempt))
 
     stored, trained = attempt.build(steps, Trained, make)
     attempt.note("curve", "", trained.curve)

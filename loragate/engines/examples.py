@@ -27,7 +27,7 @@ from loragate.histogram import histogram
 from loragate.passages import Passages
 from loragate.reading import Reading, Shard, read_shard, shards
 from loragate.rendering import Encode, Example, read_rendered, rendered_line
-from loragate.row_work import KeepRows, Prepared, PrepareRows
+from loragate.row_work import GeneralRows, KeepRows, Prepared, PrepareRows
 from loragate.rows import copies, position
 from loragate.workers import available, in_order
 
@@ -94,7 +94,8 @@ def prepare(request: PrepareRows, report: Report) -> Prepared:
         DataFileError: A file is not what its name promises, or a general row cannot be scored.
     """
     examiner, folder = Examiner(request, _passages(request)), Path(request.folder)
-    rows, lengths, taught = Counter[str](), Counter[int](), Counter[int]()
+    rows, tokens = Counter[str](), Counter[str]()
+    lengths, taught = Counter[int](), Counter[int]()
     files = [file for file in request.files if file.side in SIDES]
     size, read = sum(Path(file.path).stat().st_size for file in files), 0
     workers = min(request.workers or available(), 1 + size // WORKER_BYTES)
@@ -106,14 +107,18 @@ def prepare(request: PrepareRows, report: Report) -> Prepared:
         for examined in in_order(examine, _pieces(files, request.shard_rows), workers):
             sides.add(examined, facts_before=rows.total())
             facts.add(examined.facts)
-            rows.update(examined.facts["side"].to_pylist())
+            places = examined.facts["side"].to_pylist()
+            rows.update(places)
+            for side, length in zip(places, examined.facts["tokens"].to_pylist(), strict=True):
+                tokens[side] += length
             lengths += examined.lengths
             taught += examined.taught_shares
             read += examined.bytes_read
             report(Progress(rows.total(), max(rows.total(), rows.total() * size // read) if read else 0, "rows"))
-    _write_general(folder, examiner, request)
+    general = _write_general(folder, examiner, request)
     _write_probes(folder, examiner.encode)
-    return Prepared(dict(rows), histogram(lengths, limit=request.max_tokens), histogram(taught))
+    shapes = histogram(lengths, limit=request.max_tokens), histogram(taught)
+    return Prepared(dict(rows), *shapes, dict(tokens), general)
 
 
 def _pieces(files: list[DataFile], rows: int) -> Iterator[Piece]:
@@ -214,13 +219,17 @@ def keep(request: KeepRows, report: Report) -> dict[str, int]:
     return kept
 
 
-def _write_general(folder: Path, examiner: Examiner, request: PrepareRows) -> None:
-    """Render the rows about what must not be forgotten, in the files' order."""
+def _write_general(folder: Path, examiner: Examiner, request: PrepareRows) -> GeneralRows:
+    """Render the rows about what must not be forgotten, in the files' order, and count them."""
     general = [file for file in request.files if file.side == "general"]
+    rows = tokens = 0
     with (folder / GENERAL_FILE).open("wb") as out:
         for shard in (shard for file in general for shard in _shards(file, request.shard_rows)):
             for draft, _ in examiner.examine(Draft(row, "general") for row in read_shard(shard)):
-                out.write(rendered_line(_scored(draft), draft.row.conversation, draft.row.place))
+                example = _scored(draft)
+                out.write(rendered_line(example, draft.row.conversation, draft.row.place))
+                rows, tokens = rows + 1, tokens + len(example.ids)
+    return GeneralRows(rows, tokens)
 
 
 def _scored(draft: Draft) -> Example:

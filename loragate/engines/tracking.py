@@ -4,10 +4,12 @@ MLflow is not the record: that is the journal. What is here can be made again fr
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path, PurePath
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -17,16 +19,26 @@ from mlflow.tracking import MlflowClient
 from loragate.attempt import Attempt
 from loragate.child import Progress, Report, ignore
 from loragate.config import plain
+from loragate.engines import logged_models
+from loragate.made_models import baseline_numbers, made_models
 from loragate.narration import tell
+from loragate.notes import PROJECT, base_name, model_description, run_note, version_description
 from loragate.promotion import VERSION_FOLDER
 from loragate.record import AttemptRecord, Outcome, Tracked, now
+from loragate.row_sets import RowSet
 from loragate.verification import DIGEST_TAG
 from loragate.waivers import SIGNATURE
 
 MAX_PARAM_CHARS = 6000  # MLflow's own limit; what is longer is in the run file, which is an artifact
 MAX_TAG_CHARS = 8000
 MAX_BATCH = 1000  # metrics in one request
+MAX_FILES = 400  # of a data set that are named with their digests: MLflow's field holds 65,535 characters
+DIGEST_CHARS = 32  # MLflow's field holds 36
+FILE_KINDS = ("data", "data_set", "task")
+"""What the names of inputs that are files or data sets begin with."""
 STATUS: Mapping[Outcome, str] = {"released": "FINISHED", "refused": "FAILED", "failed": "FAILED"}
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Has MLflow's pages show what belongs to the training of models, not to agents."""
 WAIVERS = "loragate.waivers"
 """Tag of runs and versions that needed a waiver: which rules were waived, by whom, until when and why."""
 
@@ -48,6 +60,8 @@ def open_run(attempt: Attempt) -> Tracked:
     _end_killed_runs(client, attempt, experiment)
     tags = {
         "mlflow.runName": attempt.id,
+        "mlflow.source.name": attempt.run.path.name,
+        "mlflow.source.type": "LOCAL",
         "loragate.home": str(attempt.home.root),
         "loragate.verdict": "running",
     }
@@ -69,7 +83,7 @@ def _experiment(client: MlflowClient, attempt: Attempt) -> str:
         return str(found.experiment_id)
     embedded = attempt.tracking_uri == attempt.home.tracking_uri
     where = attempt.home.artifacts.as_uri() + f"/{attempt.config.model}" if embedded else None
-    return str(client.create_experiment(attempt.config.model, artifact_location=where))
+    return str(client.create_experiment(attempt.config.model, artifact_location=where, tags=EXPERIMENT_TAGS))
 
 
 def _end_killed_runs(client: MlflowClient, attempt: Attempt, experiment: str) -> None:
@@ -116,29 +130,52 @@ def outage_told() -> Iterator[None]:
         tell(f"MLflow does not answer: {error}; the attempt goes on, its journal and report have everything")
 
 
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
+def _milliseconds(when: str | None = None) -> int:
+    """A time of the record, or now."""
+    return int((datetime.fromisoformat(when).timestamp() if when else time.time()) * 1000)
 
 
 def upload(attempt: Attempt, record: AttemptRecord, sealed: Path | None = None) -> Tracked:
-    """Bring numbers, verdicts, data sets and artifacts of an attempt into its run; it may be asked for twice.
+    """Bring numbers, verdicts, data sets, models and artifacts of an attempt into its run; it may be asked for twice.
 
     `sealed` is the bundle of a release, which is then what its version holds.
     """
     tracked = open_run(attempt)
-    client = MlflowClient(tracked.uri)
-    metrics = [Metric(name, value, _milliseconds(), 0) for name, value in record.metrics.items()]
-    seconds = [Metric(f"seconds/{name}", value, _milliseconds(), 0) for name, value in record.seconds.items()]
-    tags = [RunTag(f"gate.{v.gate}", v.sentence[:MAX_TAG_CHARS]) for v in record.verdicts]
-    tags += [RunTag(f"digest.{name}", ref.digest) for name, ref in record.artifacts.items()]
-    tags += [RunTag(name, told) for name, told in _waivers(record).items()]
-    client.log_batch(tracked.run_id, metrics=metrics + seconds, tags=tags)
-    _log_missing_steps(client, tracked.run_id, record)
+    client, made = MlflowClient(tracked.uri), made_models(record)
+    sets = {each.side: (each.side, each.digest[:DIGEST_CHARS]) for each in record.row_sets.values()}
     _log_inputs(client, tracked.run_id, record)
+    about = {"loragate.attempt": attempt.id, "loragate.verdict": _verdict(record, released=sealed is not None)}
+    models = logged_models.pending(client, tracked.run_id, made, about)
+    at = _milliseconds(record.opened.started)  # not of now: what is brought twice is one point all the same
+    metrics = [Metric(name, value, at, 0) for name, value in record.metrics.items()]
+    metrics += [Metric(f"seconds/{name}", value, at, 0) for name, value in record.seconds.items()]
+    metrics += [Metric(each.name, each.value, at, each.step) for each in baseline_numbers(record)]
+    metrics += logged_models.measured(models, made, sets, at)
+    client.log_batch(tracked.run_id, metrics=metrics, tags=list(_tags(record)))
+    _log_missing_steps(client, tracked.run_id, record)
     _log_artifacts(client, tracked.run_id, attempt, record, with_files=sealed is None)
     if sealed is not None:
         client.log_artifacts(tracked.run_id, str(sealed), VERSION_FOLDER)
+    logged_models.settle(client, models, released=sealed is not None)
     return tracked
+
+
+def _tags(record: AttemptRecord) -> Iterator[RunTag]:
+    yield from (RunTag(f"gate.{v.gate}", v.sentence[:MAX_TAG_CHARS]) for v in record.verdicts)
+    digests = {name: ref.digest for name, ref in record.artifacts.items()}
+    digests |= {name: digest for name, digest in record.inputs.items() if not name.startswith("data/")}
+    yield from (RunTag(f"digest.{name}", digest) for name, digest in digests.items() if _may_be_key(name))
+    yield from (RunTag(name, told) for name, told in _waivers(record).items())
+
+
+def _may_be_key(name: str) -> bool:
+    """Whether MLflow takes it into the name of a tag."""
+    return bool(re.fullmatch(r"[\w./ -]{1,200}", name))
+
+
+def _verdict(record: AttemptRecord, *, released: bool) -> str:
+    refused = any(verdict.refuses for verdict in record.verdicts)
+    return "released" if released else "refused" if refused else "failed"
 
 
 def _log_missing_steps(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:
@@ -154,15 +191,30 @@ def _log_missing_steps(client: MlflowClient, run_id: str, record: AttemptRecord)
 
 
 def _log_inputs(client: MlflowClient, run_id: str, record: AttemptRecord) -> None:
-    """Name every input by its digest; MLflow's own field holds 36 characters, so the whole one is a tag."""
-    inputs = [
-        DatasetInput(
-            Dataset(name=name, digest=digest[:32], source_type="local", source=json.dumps({"uri": name})),
-            tags=[InputTag("sha256", digest), InputTag("mlflow.data.context", "training")],
-        )
-        for name, digest in record.inputs.items()
-    ]
-    client.log_inputs(run_id, inputs)
+    """Name every data set and every data file; MLflow's own field holds 36 characters, so the whole digest is a tag."""
+    inputs = [_row_set(each) for each in record.row_sets.values()]
+    for name, digest in record.inputs.items():
+        sort, _, file = name.partition("/")
+        if sort in FILE_KINDS and file:
+            contexts = {each.context for each in record.row_sets.values() if file in each.files}
+            context = "training" if "training" in contexts or not contexts else min(contexts)
+            source = {"uri": file, "sha256": digest}
+            inputs.append(_input(file, digest, json.dumps(source), "evaluation" if sort == "task" else context))
+    if inputs:
+        client.log_inputs(run_id, inputs)
+
+
+def _row_set(rows: RowSet) -> DatasetInput:
+    named = dict(list(rows.files.items())[:MAX_FILES])
+    source = {"files": named, "more_files": len(rows.files) - len(named), "heldout_share": rows.heldout_share}
+    counted = {"num_rows": rows.rows, "num_tokens": rows.tokens} if rows.rows else {}
+    profile = json.dumps(counted | {"num_files": len(rows.files)})
+    return _input(rows.side, rows.digest, json.dumps(source), rows.context, profile)
+
+
+def _input(name: str, digest: str, source: str, context: str, profile: str | None = None) -> DatasetInput:
+    data_set = Dataset(name, digest[:DIGEST_CHARS], "local", source, profile=profile)
+    return DatasetInput(data_set, tags=[InputTag("sha256", digest), InputTag("mlflow.data.context", context)])
 
 
 def _log_artifacts(
@@ -197,9 +249,8 @@ def close_run(attempt: Attempt, record: AttemptRecord) -> None:
     client = MlflowClient(tracked.uri)
     for path in (attempt.journal.path, attempt.home.report(attempt.id)):
         client.log_artifact(tracked.run_id, str(path))
-    closed = record.closed
     client.set_tag(tracked.run_id, "loragate.verdict", record.outcome)
-    client.set_tag(tracked.run_id, "mlflow.note.content", (closed.message if closed else "")[:MAX_TAG_CHARS])
+    client.set_tag(tracked.run_id, "mlflow.note.content", run_note(record)[:MAX_TAG_CHARS])
     client.set_terminated(tracked.run_id, STATUS[record.outcome])
 
 
@@ -208,19 +259,26 @@ def register(attempt: Attempt, digest: str, seal: Mapping[str, str] | None = Non
 
     A version of the same digest that an interrupted attempt registered is used again. `seal` is told by its tags.
     """
-    tracked = open_run(attempt)
+    tracked, record = open_run(attempt), attempt.journal.read()
     client, name = MlflowClient(tracked.uri), attempt.config.model
     try:
-        client.create_registered_model(name)
+        about = {"loragate.base_model": base_name(record), "project": PROJECT}
+        client.create_registered_model(name, about, model_description(record))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     known = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(DIGEST_TAG) == digest]
     if known:
-        version = str(known[0].version)
+        version = known[0]
     else:
         source = client.get_run(tracked.run_id).info.artifact_uri + f"/{VERSION_FOLDER}"
         tags = {DIGEST_TAG: digest, "loragate.attempt": attempt.id, "loragate.registered": now()}
-        tags |= {**(seal or {}), **_waivers(attempt.journal.read())}
-        version = str(client.create_model_version(name, source, tracked.run_id, tags=tags).version)
-    return version
+        tags |= {"loragate.verdict": _verdict(record, released=True), "loragate.base_model": base_name(record)}
+        tags |= {f"gate.{verdict.gate}": verdict.status for verdict in record.verdicts}
+        tags |= {**(seal or {}), **_waivers(record)}
+        text = version_description(record, digest)
+        version = client.create_model_version(name, source, tracked.run_id, tags=tags, description=text)
+    if version.run_id == tracked.run_id:
+        told = json.dumps([{"name": name, "version": int(version.version)}])
+        logged_models.name_version(client, tracked.run_id, told)
+    return str(version.version)

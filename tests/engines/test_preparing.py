@@ -16,7 +16,7 @@ from loragate.engines.language_model import load_tokenizer, read_examples, templ
 from loragate.errors import ConfigError, DataFileError
 from loragate.files import DataFile
 from loragate.refs import manifest
-from loragate.row_work import Prepared, PrepareRows
+from loragate.row_work import GeneralRows, Prepared, PrepareRows
 from loragate.rows import Message
 from loragate.work import Base
 
@@ -105,6 +105,15 @@ def test_lengths_and_supervised_shares_of_the_training_rows_are_told(base: Base,
     assert said.lengths.total == sum(row["rendered_tokens"] for row in rows)
     assert said.lengths.beyond == sum(row["rendered_tokens"] > 44 for row in rows) > 0
     assert said.taught_shares.largest <= 100
+
+
+def test_rows_and_tokens_of_every_side_are_counted(base: Base, tmp_path: Path) -> None:
+    held = file(tmp_path, "held.jsonl", pairs(3, start=50), side="heldout")
+    general = file(tmp_path, "general.jsonl", pairs(2, start=70), side="general")
+    said, out = prepare(base, tmp_path, file(tmp_path, "a.jsonl", pairs(9)), held, general)
+    tokens = {side: sum(len(row["ids"]) for row in read(out / f"{side}.jsonl")) for side in ("train", "heldout")}
+    assert (said.rows, said.tokens) == ({"train": 9, "heldout": 3}, tokens)
+    assert said.general == GeneralRows(2, sum(len(row["ids"]) for row in read(out / "general.jsonl")))
 
 
 def fact(base: Base, folder: Path, row: Raw, **more: Any) -> Raw:

@@ -8,12 +8,14 @@ import pytest
 from commands import loragate, write_run
 from mlflow.tracking import MlflowClient
 from promotable import Promotable, promotable, promoted
+from rich_attempt import released as rich_release
+from rich_attempt import run_folder
 from signers import new_key
 
 from loragate.engines import registry
 from loragate.errors import BlockedError, ConfigError, OutageError, VerificationError
 from loragate.home import Home
-from loragate.refs import reference
+from loragate.refs import digest_file, reference
 from tasks import aliases
 from tasks.approvals import Wish, decide, question
 
@@ -46,6 +48,11 @@ def alter(home: Home, version: str) -> None:
     client(home).log_text(run, "other", "model/adapter/adapter_config.json")
 
 
+def history(store: MlflowClient, run: str) -> list[int]:
+    """Steps of the ladder that a run shows, in their order."""
+    return sorted(point.step for point in store.get_metric_history(run, "ladder/perplexity"))
+
+
 def promote(home: Home, version: str, expect: str | None = None) -> None:
     release = home.standings("tiny").find(version, "")
     assert release is not None
@@ -68,6 +75,57 @@ def test_releases_become_candidate_and_champion_and_the_one_before_is_previous(p
     assert record.closed is not None
     assert record.closed.message == "every gate passed: released as tiny@2"
     assert client(home).get_run(str(record.tracked and record.tracked.run_id)).info.status == "FINISHED"
+
+
+def test_version_tells_its_verdict_gates_digest_and_how_to_verify_it(place: Promotable) -> None:
+    home = place.home
+    rich_release(place, 1)
+    store = client(home)
+    version, model = store.get_model_version("tiny", "1"), store.get_registered_model("tiny")
+    record = home.records()[0]
+    assert record.closed is not None
+    bundle = home.releases / "tiny" / str(record.closed.digest)
+    wanted = {
+        "loragate.verdict": "released",
+        "loragate.digest": record.closed.digest,
+        "loragate.manifest": digest_file(bundle / "manifest.json"),
+        "loragate.signature": digest_file(bundle / "signature.json"),
+        "gate.quality": "pass",
+    }
+    assert wanted.items() <= version.tags.items()
+    assert int(version.tags["loragate.chain"].partition(":")[0]) > 1
+    text = str(version.description)
+    for told in ("Released: every gate passed.", "no-model", "54.001 -> 18.822, x0.349 (x0.314 to x0.383 with 95 %"):
+        assert told in text
+    assert "loragate verify DIR" in text
+    assert model.tags == {"loragate.base_model": "no-model", "project": "loragate"}
+    assert "champion" in str(model.description)
+
+
+def test_every_model_of_a_release_is_ready_measured_on_its_data_set_and_leads_to_files_and_version(
+    place: Promotable,
+) -> None:
+    rich_release(place, 1)
+    store = client(place.home)
+    version = store.get_model_version("tiny", "1")
+    run = store.get_run(str(version.run_id))
+    found = {m.name: m for m in store.search_logged_models([run.info.experiment_id])}
+    assert {name: str(m.status) for name, m in found.items()} == dict.fromkeys(
+        ("adapter", "merged", "gguf_q8_0"), "READY"
+    )
+    steps = {name: {n.step for n in m.metrics or ()} for name, m in found.items()}
+    assert steps == {"adapter": {1}, "merged": {2}, "gguf_q8_0": {3}}
+    ratios = {n.key: round(n.value, 3) for n in found["adapter"].metrics or () if n.dataset_name == "heldout"}
+    assert (ratios["ladder/ratio"], ratios["ladder/ratio_low"], ratios["ladder/ratio_high"]) == (0.349, 0.314, 0.383)
+    assert history(store, run.info.run_id) == [0, 1, 2, 3]
+    places = {name: m.tags["loragate.files"] for name, m in found.items()}
+    assert places.pop("merged") == "not uploaded: base and adapter make them again"
+    files = run_folder(place, run.info.run_id)
+    for where in places.values():
+        assert where.startswith(f"runs:/{run.info.run_id}/model/")
+        assert (files / where.partition(run.info.run_id + "/")[2]).exists()
+    assert {m.tags["mlflow.modelVersions"] for m in found.values()} == {'[{"name": "tiny", "version": 1}]'}
+    assert not list((place.home.artifacts / "tiny").rglob("models/*"))
 
 
 def test_candidate_waits_until_it_is_promoted_and_rollbacks_go_further_back(place: Promotable) -> None:

@@ -1,23 +1,29 @@
 """MLflow, really run on an embedded store: an attempt has one run and one version, however often they are asked for."""
 
+import json
 import shutil
-from dataclasses import dataclass
+import socket
+import threading
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from commands import write_run
-from mlflow.entities import DatasetInput
+from commands import wait_until, write_run
+from mlflow.entities import DatasetInput, LoggedModel
 from mlflow.tracking import MlflowClient
 
 from loragate.attempt import Attempt
 from loragate.child import Progress
 from loragate.config import load, plain
 from loragate.engines import tracking
+from loragate.engines.system_metrics import LAST_SECONDS, sampled
 from loragate.home import find_home
 from loragate.ladder import Rung
 from loragate.perplexity import Nll
-from loragate.record import Closed, Opened, Outcome, now
+from loragate.record import Closed, Opened, Outcome, Tracked, now
 from loragate.refs import digest_text, reference
+from loragate.row_sets import RowSet
 from loragate.verdicts import Finding, conclude
 
 
@@ -70,6 +76,8 @@ def fill(attempt: Attempt, folder: Path) -> None:
     attempt.note("artifact", "gguf_f16", reference(folder / "model-f16.gguf"))
     attempt.note("input", "data/train.jsonl", digest_text("train"))
     attempt.note("input", "base_model", digest_text("base"))
+    sets = RowSet("train", {"train.jsonl": digest_text("train")}, 0.0, 24, 960)
+    attempt.note("row_set", "train", sets)
     attempt.note("rung", "baseline", Rung("baseline", Nll(0.0, 4)))
     attempt.note("seconds", "train", 1.25)
     attempt.note("verdict", "data", conclude("data", [Finding("rows", True, "24 rows")]))
@@ -81,6 +89,17 @@ def artifacts(client: MlflowClient, run: str, path: str = "") -> set[str]:
     for entry in client.list_artifacts(run, path):
         found |= artifacts(client, run, entry.path) if entry.is_dir else {entry.path}
     return found
+
+
+def history(place: Place, run: str, name: str) -> list[int]:
+    """Steps at which a metric was measured."""
+    return [point.step for point in place.client.get_metric_history(run, name)]
+
+
+def models_of(place: Place, run: str) -> list[LoggedModel]:
+    """Logged models that a run made."""
+    experiment = place.client.get_run(run).info.experiment_id
+    return list(place.client.search_logged_models([experiment], f"source_run_id = '{run}'"))
 
 
 def inputs_of(place: Place, run: str) -> list[DatasetInput]:
@@ -137,9 +156,15 @@ def test_an_upload_brings_everything_and_a_second_one_changes_nothing(place: Pla
     files = artifacts(client, tracked.run_id)
     assert tracking.upload(attempt, attempt.journal.read()) == tracked
     twice = client.get_run(tracked.run_id)
-    assert once.data.metrics == twice.data.metrics == {"baseline_ppl": 1.0, "seconds/train": 1.25}
+    assert (
+        once.data.metrics
+        == twice.data.metrics
+        == {"baseline_ppl": 1.0, "ladder/perplexity": 1.0, "seconds/train": 1.25}
+    )
     assert (once.data.params, once.data.tags) == (twice.data.params, twice.data.tags)
     assert len(inputs_of(place, tracked.run_id)) == 2
+    assert history(place, tracked.run_id, "baseline_ppl") == history(place, tracked.run_id, "ladder/perplexity") == [0]
+    assert sorted(m.name for m in models_of(place, tracked.run_id)) == ["adapter", "gguf_f16", "merged"]
     assert (
         artifacts(client, tracked.run_id)
         == files
@@ -156,14 +181,104 @@ def test_an_upload_brings_everything_and_a_second_one_changes_nothing(place: Pla
     assert twice.data.tags["digest.adapter"] == record.artifacts["adapter"].digest
 
 
-def test_inputs_carry_their_full_digest(place: Place, tmp_path: Path) -> None:
+def test_data_sets_and_files_carry_their_use_their_rows_and_their_full_digest(place: Place, tmp_path: Path) -> None:
     attempt = place.attempt()
     fill(attempt, tmp_path / "made")
     tracked = tracking.upload(attempt, attempt.journal.read())
-    inputs = inputs_of(place, tracked.run_id)
-    found = {i.dataset.name: {tag.key: tag.value for tag in i.tags}["sha256"] for i in inputs}
-    assert found == {"data/train.jsonl": digest_text("train"), "base_model": digest_text("base")}
-    assert all(digest_text(text)[:32] in {i.dataset.digest for i in inputs} for text in ("train", "base"))
+    found = {
+        i.dataset.name: (i.dataset, {tag.key: tag.value for tag in i.tags}) for i in inputs_of(place, tracked.run_id)
+    }
+    digest = attempt.journal.read().row_sets["train"].digest
+    assert {name: tags["sha256"] for name, (_, tags) in found.items()} == {
+        "train": digest,
+        "train.jsonl": digest_text("train"),
+    }
+    assert {tags["mlflow.data.context"] for _, tags in found.values()} == {"training"}
+    data_set = found["train"][0]
+    assert data_set.digest == digest[:32]
+    assert json.loads(str(data_set.profile)) == {"num_rows": 24, "num_tokens": 960, "num_files": 1}
+    assert json.loads(data_set.source)["files"] == {"train.jsonl": digest_text("train")}
+    run = place.client.get_run(tracked.run_id)
+    assert run.data.tags["digest.base_model"] == digest_text("base")
+
+
+def test_a_data_set_of_ten_thousand_files_is_taken(place: Place) -> None:
+    attempt = place.attempt()
+    files = {f"{'long/' * 8}{number:05}.jsonl": digest_text(str(number)) for number in range(10_000)}
+    attempt.note("row_set", "train", RowSet("train", files, 0.1, 10, 20))
+    tracked = tracking.upload(attempt, attempt.journal.read())
+    (found,) = inputs_of(place, tracked.run_id)
+    assert json.loads(found.dataset.source)["more_files"] == 9_600
+
+
+def test_models_of_an_attempt_that_was_refused_are_logged_and_not_ready(place: Place, tmp_path: Path) -> None:
+    attempt = place.attempt()
+    fill(attempt, tmp_path / "made")
+    attempt.note("verdict", "merge", conclude("merge", [Finding("ties", False, "a tie is broken")]))
+    tracked = tracking.upload(attempt, attempt.journal.read())
+    found = models_of(place, tracked.run_id)
+    assert {(m.name, m.model_type, str(m.status)) for m in found} == {
+        ("adapter", "adapter", "FAILED"),
+        ("merged", "merged", "FAILED"),
+        ("gguf_f16", "gguf", "FAILED"),
+    }
+    assert {m.tags["loragate.verdict"] for m in found} == {"refused"}
+
+
+def test_a_model_is_pending_until_its_files_are_in_the_run(place: Place, tmp_path: Path) -> None:
+    attempt = place.attempt()
+    fill(attempt, tmp_path / "made")
+    (tmp_path / "made" / "model-f16.gguf").rename(tmp_path / "model-f16.gguf")
+    with pytest.raises(OSError, match=r"model-f16\.gguf"):
+        tracking.upload(attempt, attempt.journal.read())
+    run_id = tracking.open_run(attempt).run_id
+    assert {str(m.status) for m in models_of(place, run_id)} == {"PENDING"}
+    (tmp_path / "model-f16.gguf").rename(tmp_path / "made" / "model-f16.gguf")
+    tracking.upload(attempt, attempt.journal.read())
+    found = models_of(place, run_id)
+    assert sorted((m.name, str(m.status)) for m in found) == [(n, "FAILED") for n in ("adapter", "gguf_f16", "merged")]
+    outputs = place.client.get_run(run_id).outputs
+    assert outputs is not None
+    assert sorted(each.model_id for each in outputs.model_outputs) == sorted(m.model_id for m in found)
+
+
+def test_machine_is_sampled_while_a_training_runs_and_no_longer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    attempt = place.attempt()
+    with sampled(attempt):
+        run_id = tracking.open_run(attempt).run_id
+        wait_until(lambda: len(history(place, run_id, "system/cpu_utilization_percentage")) >= 2, 30, "two samples")
+    steps = history(place, run_id, "system/cpu_utilization_percentage")
+    assert steps == list(range(len(steps)))
+    assert not [thread for thread in threading.enumerate() if thread.name == "system metrics"]
+    memory = place.client.get_metric_history(run_id, "system/system_memory_usage_percentage")
+    assert all(0 < point.value <= 100 for point in memory)
+
+
+def test_no_sample_of_a_check_of_sabotage_or_where_it_is_switched_off(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, switch in (("checks", "true"), ("sabotage", "true"), ("record", "false")):
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", switch)
+        attempt = place.attempt()
+        attempt.kind = kind  # type: ignore[assignment]
+        with sampled(attempt):
+            assert not [thread for thread in threading.enumerate() if thread.name == "system metrics"]
+
+
+def test_training_does_not_wait_for_an_mlflow_that_does_not_answer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    attempt = place.attempt()
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # takes the call and says nothing
+        uri = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        attempt.note("tracked", "", Tracked("0" * 32, uri))
+        record = attempt.config.record.model_copy(update={"tracking_uri": uri})
+        attempt.run = replace(attempt.run, config=attempt.config.model_copy(update={"record": record}))
+        with sampled(attempt):
+            began = time.monotonic()
+        assert time.monotonic() - began < LAST_SECONDS + 5
 
 
 def test_one_digest_registered_twice_is_one_version_without_an_alias(place: Place, tmp_path: Path) -> None:
@@ -210,5 +325,6 @@ def test_a_closed_run_carries_verdict_journal_and_report(place: Place, outcome: 
     tracking.close_run(attempt, attempt.journal.read())
     run = place.client.get_run(tracking.open_run(attempt).run_id)
     assert (run.info.status, run.data.tags["loragate.verdict"]) == (status, outcome)
-    assert run.data.tags["mlflow.note.content"] == "what happened"
+    assert run.data.tags["mlflow.note.content"].startswith(f"## {outcome.upper()}\n\nwhat happened\n\n")
+    assert "**report.html**" in run.data.tags["mlflow.note.content"]
     assert artifacts(place.client, run.info.run_id) == {"journal.jsonl", "report.html"}

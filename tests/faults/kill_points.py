@@ -28,6 +28,7 @@ from loragate.attempt import Attempt
 from loragate.chain import HEAD
 from loragate.config import load
 from loragate.engines import registry, report, seals, tracking  # noqa: F401 - no forked process has to import them
+from loragate.engines.logged_models import VERSIONS
 from loragate.errors import VerificationError
 from loragate.home import Home
 from loragate.orchestrator import QUIET
@@ -165,6 +166,23 @@ def unverified(home: Home) -> list[str]:
     return found
 
 
+def shown_twice(client: MlflowClient, runs: list[str]) -> list[str]:
+    """What MLflow shows more or less than once of a run: its models, their links and its points; models not ready."""
+    wrong, models = [], client.search_logged_models(["1"])
+    for run_id in runs:
+        mine = [model for model in models if model.source_run_id == run_id]
+        told = sorted((model.name, str(model.status), VERSIONS in model.tags) for model in mine)
+        outputs, points = client.get_run(run_id).outputs, client.get_metric_history(run_id, "ladder/perplexity")
+        linked = sorted(each.model_id for each in outputs.model_outputs) if outputs else []
+        if told != [(name, "READY", True) for name in ("adapter", "gguf_q8_0", "merged")]:
+            wrong.append(f"logged models of run {run_id}: {told}")
+        if linked != sorted(model.model_id for model in mine):
+            wrong.append(f"run {run_id} leads to {linked}")
+        if len(points) != 1 or [len(model.metrics or ()) for model in mine if model.name == "adapter"] != [1]:
+            wrong.append(f"{len(points)} points of run {run_id}, or of its adapter, wanted 1")
+    return wrong
+
+
 def judge(place: Promotable, road: str) -> list[str]:
     """Look, reconcile, look again: everything that is not as it must be after a kill."""
     home = place.home
@@ -186,6 +204,7 @@ def judge(place: Promotable, road: str) -> list[str]:
         wrong.append(f"{len(versions)} versions and {len(runs)} runs, wanted {made}")
     if {run.info.status for run in runs} != {"FINISHED"}:
         wrong.append(f"runs are {[run.info.status for run in runs]}")
+    wrong += shown_twice(client, [run.info.run_id for run in runs])
     wrong += [f"not verified: {error}" for error in unverified(home)]
     if [r.outcome for r in home.records()].count("released") != made:
         wrong.append(f"outcomes on record: {[r.outcome for r in home.records()]}")

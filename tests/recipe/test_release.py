@@ -135,16 +135,38 @@ def test_release_is_one_finished_mlflow_run_with_its_parameters_and_every_traini
     assert run.data.metrics["tuned_ppl"] == pytest.approx(released.outcome["metrics"]["tuned_ppl"])
 
 
-def test_release_s_mlflow_run_names_its_inputs_by_sha256(released: Released) -> None:
+def test_release_s_mlflow_run_names_its_data_sets_and_files_by_sha256(released: Released) -> None:
     (run,) = released.runs
     assert run.inputs is not None
-    tags = {
-        entry.dataset.name: {tag.key: tag.value for tag in entry.tags}["sha256"] for entry in run.inputs.dataset_inputs
-    }
-    files = ("train.jsonl", "heldout.jsonl", "general.jsonl")
-    assert set(tags) == {"base_model", "data", *(f"data/{name}" for name in files)}
+    found = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}
+    tags = {name: {tag.key: tag.value for tag in entry.tags} for name, entry in found.items()}
+    sides = {"train": "training", "heldout": "evaluation", "general": "evaluation"}
+    files = {f"{side}.jsonl": context for side, context in sides.items()}
+    assert {name: told["mlflow.data.context"] for name, told in tags.items()} == sides | files
     for name in files:
-        assert tags[f"data/{name}"] == digest_file(released.folder / name)
+        assert tags[name]["sha256"] == digest_file(released.folder / name)
+    profile = json.loads(str(found["train"].dataset.profile))
+    assert (profile["num_rows"], profile["num_files"]) == (24, 1)
+    assert profile["num_tokens"] > 24 * 10
+    assert str(released.folder) not in str(run.inputs.to_dictionary())
+    assert len(run.data.tags["digest.base_model"]) == 64
+
+
+def test_release_s_training_is_sampled_into_its_run(released: Released) -> None:
+    (run,) = released.runs
+    assert 0 <= run.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 100
+
+
+def test_release_s_models_are_logged_with_the_perplexities_that_the_outcome_has(released: Released) -> None:
+    (run,) = released.runs
+    models = released.client.search_logged_models([run.info.experiment_id])
+    found = {m.name: {n.key: n.value for n in m.metrics or ()}["ladder/perplexity"] for m in models}
+    metrics = released.outcome["metrics"]
+    wanted = {"adapter": metrics["tuned_ppl"]}
+    wanted |= {name: metrics[f"{name}_ppl"] for name in ("merged", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m")}
+    assert found == pytest.approx(wanted)
+    assert {str(m.status) for m in models} == {"READY"}
 
 
 def test_release_s_mlflow_run_holds_adapter_gguf_files_and_evidence(released: Released) -> None:

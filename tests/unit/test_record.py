@@ -34,6 +34,7 @@ from loragate.record import (
     now,
 )
 from loragate.refs import Ref
+from loragate.row_sets import RowSet
 from loragate.summary import summary
 from loragate.verdicts import Finding, at_most, conclude
 from loragate.waivers import Ignored, Review, Waiver, WaiverFile
@@ -111,6 +112,7 @@ LINES: list[tuple[Event, str, object]] = [
     ("opened", "", OPENED),
     ("tracked", "", Tracked("run-1", "sqlite:///mlflow.db")),
     ("input", "base", "b" * 64),
+    ("row_set", "train", RowSet("train", {"train.jsonl": "b" * 64}, 0.1, 90, 4000)),
     ("seconds", "train", 12.5),
     ("verdict", "data", PASSED),
     ("verdict", "quality", REFUSED),
@@ -171,6 +173,7 @@ WHOLE = AttemptRecord(
     },
     scores={"baseline": Ref("runs/baseline-1", "5" * 64)},
     inputs={"base": "b" * 64},
+    row_sets={"train": RowSet("train", {"train.jsonl": "b" * 64}, 0.1, 90, 4000)},
     seconds={"train": 12.5},
     planted=(PLANTED,),
     base_card=BaseCard("mit", hub=True),

@@ -116,6 +116,7 @@ def test_keys_of_other_kinds_and_wrong_passphrases_are_refused() -> None:
     key = seals.new_key()
     locked = key.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open"))
     assert seals.load_key(locked, "it", "open").name == key.name
+    assert seals.load_key(key.pem, "it", "meant for another key").name == key.name
     for wrong in ("shut", None):
         with pytest.raises(ConfigError, match="no key that can be read"):
             seals.load_key(locked, "it", wrong)

@@ -109,7 +109,7 @@ def _run(run: RunFile, folder: Path, uri: str, approvals: int = 0) -> RunFile:
 
 
 def _retold(sound: Attempt, home: Home, run: RunFile, others: Mapping[str, Ref]) -> Attempt:
-    """An attempt with what another one has on record, but for some artifacts that are put in the place of its own."""
+    """Tell an attempt what another one has on record, but for some artifacts that are put in the place of its own."""
     attempt = Attempt(run, home)
     attempt.chain = open_chain(run, home)
     environment = sound.journal.read().opened.environment

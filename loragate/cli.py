@@ -150,21 +150,33 @@ def release(
 
 
 @main.command()
-@config_argument
+@click.argument("config", metavar="CONFIG", required=False, type=click.Path(path_type=Path))
 @overrides_option
 @click.option("--only", multiple=True, metavar="DEFECT", help="Plant this defect alone; repeatable. See --catalogue.")
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    type=click.Choice(GATES),
+    help="Plant only what this gate should catch (record: `loragate verify`); repeatable, adds to --only.",
+)
 @click.option(
     "--without",
     multiple=True,
     type=click.Choice(GATES),
     help="Have this gate judge and not refuse: shows what the others catch in its place; repeatable.",
 )
-@click.option("--catalogue", is_flag=True, help="List the defects and the gate that should catch each; plant none.")
+@click.option(
+    "--catalogue",
+    is_flag=True,
+    help="List the defects and the gate that should catch each; plant none, and take no CONFIG.",
+)
 @common
 def sabotage(  # noqa: PLR0913 - one parameter an option
-    config: Path,
+    config: Path | None,
     overrides: tuple[str, ...],
     only: tuple[str, ...],
+    gates: tuple[str, ...],
     without: tuple[str, ...],
     catalogue: bool,
     home: str | None,
@@ -175,25 +187,27 @@ def sabotage(  # noqa: PLR0913 - one parameter an option
     """Test the gates: plant known defects into copies of a run, one at a time, and tell which gate catches each.
 
     The run is released first, or found released; what it made is reused, and a defect trains anew only where it has
-    to. Nothing that a defect made is kept or registered. Exits with 4 where a defect was not caught by the gate that
-    should catch it.
+    to. Then the release is sealed again in a home of its own, and its record is altered in one place at a time: verify
+    has to name it. Nothing that a defect made is kept or registered. Exits with 4 where a defect was not caught by the
+    gate that should catch it.
     """
     with answered(verbose):
         from loragate.listing import catalogue_table, sabotage_table
         from loragate.orchestrator import prefect_server
 
+        wanted = [*only, *(each.name for each in CATALOGUE if each.gate in gates)]
         if catalogue:
-            if as_json:
-                put_json({"defects": [asdict(defect) for defect in CATALOGUE]})
-            else:
-                put(catalogue_table(CATALOGUE))
+            listed = [each for each in CATALOGUE if not wanted or each.name in wanted]
+            put_json({"defects": [asdict(each) for each in listed]}) if as_json else put(catalogue_table(listed))
             return
+        if config is None:
+            raise click.UsageError("Missing argument 'CONFIG'.", click.get_current_context())
         place = prepare(config, overrides, home, quiet, verbose)
         with prefect_server(place) as ready:
             from flows.sabotage import sabotage as sabotage_run
 
             ready()
-            outcome = sabotage_run(str(config), str(place.root), list(overrides), list(only), list(without))
+            outcome = sabotage_run(str(config), str(place.root), list(overrides), wanted, list(without))
         if as_json:
             put_json(outcome)
         else:

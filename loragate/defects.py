@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
+from loragate.mutants import ADVICE, MUTANTS
+
 IN_A_MEASUREMENT = "dropped-token"
 """Name of the defect that is planted into what a measurement says."""
-Gate = Literal["card", "data", "plan", "preflight", "training", "quality", "merge", "gguf"]
-"""Gates that have a defect to catch; gguf stands for that of any file."""
+Gate = Literal["card", "data", "plan", "preflight", "training", "quality", "merge", "gguf", "record"]
+"""Gates that have a defect to catch; gguf stands for that of any file, record for `loragate verify`, the gate that a
+release passes whenever somebody asks whether it is still what was judged."""
+RECORD: Gate = "record"
 GATES: tuple[Gate, ...] = get_args(Gate)
 Status = Literal["caught", "elsewhere", "survived", "not applicable"]
 
@@ -28,7 +32,8 @@ class Defect:
     Attributes:
         name: Machine name, stable across versions.
         what: What is wrong in the copy.
-        place: What it is planted into: `run` for the run file's data and base model, or the step whose outcome it is.
+        place: What it is planted into: `run` for the run file's data and base model, the step whose outcome it is, or
+            of the record the part that is altered.
         gate: Which gate should refuse it.
         advice: What its survival means, and what to do about it.
         file: Of a GGUF file its quantisation; empty for the one that is judged first.
@@ -42,7 +47,7 @@ class Defect:
     file: str = ""
 
 
-CATALOGUE = (
+ON_THE_ROAD = (
     Defect(
         "stop-token-stripped",
         "the chat template has lost the token that ends an answer",
@@ -204,6 +209,11 @@ CATALOGUE = (
         "lower gates.gguf.max_kl_* and max_perplexity_ratio_* of that format",
     ),
 )
+CATALOGUE = (
+    *ON_THE_ROAD,
+    *(Defect(each.name, each.what, each.place, RECORD, ADVICE[each.place]) for each in MUTANTS),
+)
+"""Every defect, in the order of the road; those of the record come last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +221,10 @@ class Planted:
     """What became of one defect.
 
     Attributes:
-        status: caught by the gate that should, by another one (`elsewhere`), by none (`survived`); or the run has not
-            what the defect needs.
+        status: caught by the gate that should, by another one or for something else than was altered (`elsewhere`), by
+            none (`survived`); or the run has not what the defect needs.
         gate: Which gate refused it, empty where none did.
-        rules: The rules that it broke there.
+        rules: The rules that it broke there; of an alteration of the record what verification named.
         said: The refusal, or why it could not be planted.
     """
 

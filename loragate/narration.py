@@ -22,6 +22,17 @@ def tell(text: str) -> None:
 
 
 @contextmanager
+def hushed() -> Iterator[None]:
+    """Tell nothing while the context lasts."""
+    global quiet  # noqa: PLW0603 - the command line's own switch
+    before, quiet = quiet, True
+    try:
+        yield
+    finally:
+        quiet = before
+
+
+@contextmanager
 def narrated(step: str) -> Iterator[Report]:
     """Show the progress of one step while the context lasts."""
     if quiet or not sys.stderr.isatty():

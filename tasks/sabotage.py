@@ -10,15 +10,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from loragate import narration, planting
+from loragate import planting
 from loragate.artifact_work import GgufEvidence
 from loragate.attempt import Attempt, FetchedBase, Rows
 from loragate.card import emptied
 from loragate.config import RunFile, load
-from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, Defect, Planted, outcome
+from loragate.defects import CATALOGUE, IN_A_MEASUREMENT, RECORD, Defect, Planted, outcome
 from loragate.errors import ConfigError, GateRefusedError, NotApplicableError, StepError
 from loragate.home import find_home
-from loragate.narration import tell
+from loragate.narration import hushed, tell
 from loragate.perplexity import Nll
 from loragate.record import Closed, now
 from loragate.refs import Ref, digest_manifest, manifest
@@ -147,7 +147,15 @@ def sound_run(attempt: Attempt) -> Sound:
     return Sound(base, keep_rows(attempt, rows, check_rows(attempt, rows)))
 
 
-def chosen(only: Sequence[str] | None) -> list[Defect]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The defects to plant: those that a run is walked with, and those of the record of a release."""
+
+    on_the_road: tuple[Defect, ...]
+    of_the_record: tuple[Defect, ...]
+
+
+def chosen(only: Sequence[str] | None) -> Chosen:
     """The defects of these names, in the catalogue's order; all where none is named.
 
     Raises:
@@ -156,29 +164,36 @@ def chosen(only: Sequence[str] | None) -> list[Defect]:
     known = [defect.name for defect in CATALOGUE]
     if unknown := [name for name in only or () if name not in known]:
         raise ConfigError(f"--only {unknown[0]}: no such defect; there are {', '.join(known)}")
-    return [defect for defect in CATALOGUE if not only or defect.name in only]
+    found = [defect for defect in CATALOGUE if not only or defect.name in only]
+    record = tuple(defect for defect in found if defect.gate == RECORD)
+    return Chosen(tuple(defect for defect in found if defect not in record), record)
 
 
 @contextmanager
 def planted(attempt: Attempt, defect: Defect, sound: Sound, without: Sequence[str]) -> Iterator[SabotagedAttempt]:
     """Plant a defect while the context lasts, and put on record what became of it."""
     sabotaged = SabotagedAttempt(attempt, defect, sound, without)
-    started, told, narration.quiet = time.monotonic(), narration.quiet, True
+    started = time.monotonic()
     ending: Exception | None = None
     try:
-        if defect.place == "run":
-            sabotaged.alter_run()
-        opened(sabotaged)
-        yield sabotaged
+        with hushed():
+            if defect.place == "run":
+                sabotaged.alter_run()
+            opened(sabotaged)
+            yield sabotaged
     except (GateRefusedError, StepError, NotApplicableError) as error:
         ending = error
     finally:
-        narration.quiet = told
         sabotaged.clear()
-    found = sabotaged.found = _judged(sabotaged, ending, time.monotonic() - started)
-    attempt.note("planted", defect.name, found)
+    sabotaged.found = _judged(sabotaged, ending, time.monotonic() - started)
+    put_on_record(attempt, sabotaged.found)
+
+
+def put_on_record(attempt: Attempt, found: Planted) -> None:
+    """Put on record what became of a defect, and tell it."""
+    attempt.note("planted", found.defect, found)
     by = f" by the {found.gate} gate" if found.gate else ""
-    tell(f"{defect.name:>22}  {found.status.upper()}{by}: {', '.join(found.rules) or found.said}")
+    tell(f"{found.defect:>22}  {found.status.upper()}{by}: {', '.join(found.rules) or found.said}")
 
 
 def _judged(sabotaged: SabotagedAttempt, ending: Exception | None, seconds: float) -> Planted:

@@ -108,13 +108,22 @@ def load_key(content: bytes, where: str, passphrase: str | None = None) -> Seali
     """
     wanted = "wanted: an EC private key in PEM (P-256, P-384 or P-521); `loragate init --key` makes one"
     try:
-        key = load_pem_private_key(content, passphrase.encode() if passphrase else None)
+        key = _parsed(content, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         why = "a passphrase is taken from LORAGATE_KEY_PASSPHRASE"
         raise ConfigError(f"{where}: no key that can be read ({type(error).__name__}); {wanted}; {why}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in HASHES:
         raise ConfigError(f"{where}: a key of another kind; {wanted}")
     return SealingKey(key)
+
+
+def _parsed(content: bytes, passphrase: str | None) -> object:
+    try:
+        return load_pem_private_key(content, None)
+    except TypeError:  # it is protected by a passphrase; one that is known and not needed is meant for another key
+        if not passphrase:
+            raise
+        return load_pem_private_key(content, passphrase.encode())
 
 
 def load_public(text: str, where: str) -> str:

@@ -42,6 +42,11 @@ class PrivateKey:
         return self.secret.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
 
 
+def new_key() -> PrivateKey:
+    """Make a key that nobody has."""
+    return PrivateKey(Ed25519PrivateKey.generate())
+
+
 def load_private_key(path: Path, ask: Callable[[], str]) -> PrivateKey:
     """Read a private key; `ask` gives its passphrase and is called only where it has one.
 

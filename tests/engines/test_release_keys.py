@@ -116,6 +116,7 @@ def test_keys_of_other_kinds_and_wrong_passphrases_are_refused() -> None:
     key = seals.new_key()
     locked = key.secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open"))
     assert seals.load_key(locked, "it", "open").name == key.name
+    assert seals.load_key(key.pem, "it", "meant for another key").name == key.name
     for wrong in ("shut", None):
         with pytest.raises(ConfigError, match="no key that can be read"):
             seals.load_key(locked, "it", wrong)
@@ -126,7 +127,7 @@ def test_sealing_twice_finds_the_bundle_and_puts_the_release_into_the_chain_once
     attempt = begun(run, home, tmp_path / "made")
     first = seal_release(attempt, "d" * 64)
     whole = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
-    assert seal_release(attempt, "d" * 64).manifest == first.manifest
+    assert seal_release(attempt, "d" * 64).files == first.files
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == whole
     known = seals.read_keys(home.keys)
     links = read_chain(home.chain, lambda text: seals.opened_by_any("head", text, seals.HEAD, known))

@@ -1,8 +1,10 @@
 """The gates tested by planted defects: every defect is caught by the gate that should, and every fault at its own step.
 
-Real roads on the tiny model; one release is the sound run of all.
+What is altered in a release's record is caught by `loragate verify`. Real roads on the tiny model; one release is the
+sound run of all.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -11,13 +13,18 @@ from typing import Any
 
 import pytest
 from commands import Done, loragate, prefect_for, write_run
+from mlflow.tracking import MlflowClient
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.release import release_model, walk
-from loragate.defects import CATALOGUE, GATES, IN_A_MEASUREMENT, Defect, Planted
+from loragate.chain import CHAIN
+from loragate.defects import CATALOGUE, GATES, IN_A_MEASUREMENT, RECORD, Defect, Planted
 from loragate.home import Home
+from loragate.mutants import MUTANTS
+from loragate.release_commands import verified
 from tasks.sabotage import inspected, planted, sound_run
+from tasks.tamper_record import tamper_record
 
 # MLflow 3.17 asks SQLAlchemy 2.1 for a loading strategy that is on its way out; ours is only the question.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
@@ -69,7 +76,20 @@ def test_every_defect_is_caught_by_the_gate_that_should(outcome: Any) -> None:
     missed = {name: (each["status"], each["gate"], each["said"]) for name, each in by_name(outcome).items()}
     assert {name: said for name, said in missed.items() if said[0] != "caught" and name not in HARMLESS} == {}
     assert outcome["planted"] == len(CATALOGUE)
-    assert outcome["caught"] >= len(CATALOGUE) - len(HARMLESS) >= 22
+    assert outcome["caught"] >= len(CATALOGUE) - len(HARMLESS) >= 52
+
+
+def test_every_alteration_of_the_record_is_named(place: Place, outcome: Any) -> None:
+    found = {name: each for name, each in by_name(outcome).items() if each["expected"] == RECORD}
+    assert list(found) == [each.name for each in MUTANTS]
+    assert len(found) >= 25
+    assert {each["gate"] for each in found.values()} == {RECORD}
+    named = {name: each["rules"] for name, each in found.items()}
+    assert named["bit-flipped"] == ["adapter/adapter_model.safetensors"]
+    assert named["key-slipped-in"] == ["manifest.json"]
+    assert named["events-swapped"] == ["chain.jsonl"]
+    assert named["mlflow-alias"] == ["the alias champion"]
+    assert not [each["said"] for each in found.values() if str(place.folder) in each["said"]]
 
 
 def test_nothing_of_a_defect_is_left_or_released(place: Place, outcome: Any) -> None:
@@ -79,10 +99,16 @@ def test_nothing_of_a_defect_is_left_or_released(place: Place, outcome: Any) -> 
     steps = {path.name.rpartition("-")[0] for path in (home.root / "runs").iterdir() if path.is_dir()}
     assert len([path for path in (home.root / "runs").glob("merge-*") if path.is_dir()]) == 1
     assert "train" in steps
+    assert not list((place.folder / "home" / "sabotage").glob("*/sealed"))
+    assert {path.name for path in home.keys.iterdir()} == {"loragate.key", "loragate.pub"}
+    events = [json.loads(line)["event"] for line in (home.chain / CHAIN).read_bytes().splitlines()]
+    assert (events.count("release"), events.count("promotion"), events.count("approval")) == (1, 1, 0)
+    assert [version.version for version in MlflowClient(home.tracking_uri).search_model_versions()] == [1]
+    assert verified("tiny@1", (), str(home.root)).chain is not None  # its files share their bytes with the run store's
 
 
 def test_the_same_seed_gives_the_same_outcome(place: Place, outcome: Any) -> None:
-    names = ("poisoned", "module-frozen", "wrong-base")
+    names = ("poisoned", "module-frozen", "wrong-base", "bit-flipped", "limit-loosened", "event-dropped")
     again = place.sabotage("--json", *(f"--only={name}" for name in names)).json
     for name in names:
         one, other = by_name(outcome)[name], by_name(again)[name]
@@ -103,12 +129,14 @@ def test_an_unknown_defect_is_one_paragraph(place: Place, outcome: Any) -> None:
     assert "--only gremlins: no such defect; there are stop-token-stripped, double-bos" in done.stderr
 
 
-def test_the_catalogue_is_listed_without_planting_anything(place: Place) -> None:
-    done = place.sabotage("--catalogue")
+def test_the_catalogue_is_listed_without_a_run_file(tmp_path: Path) -> None:
+    done = loragate("sabotage", "--catalogue", cwd=tmp_path)
     assert done.code == 0
     assert all(defect.name in done.stdout for defect in CATALOGUE)
-    listed = place.sabotage("--catalogue", "--json").json["defects"]
-    assert [each["name"] for each in listed] == [defect.name for defect in CATALOGUE]
+    listed = loragate("sabotage", "--catalogue", "--gate=plan", "--gate=record", "--json", cwd=tmp_path).json["defects"]
+    assert [each["name"] for each in listed] == ["rate-times-hundred", *(each.name for each in MUTANTS)]
+    done = loragate("sabotage", "--gate=record", cwd=tmp_path)
+    assert (done.code, "Missing argument 'CONFIG'" in done.stderr) == (2, True)
 
 
 def test_an_unknown_gate_is_refused_at_once(place: Place) -> None:
@@ -142,12 +170,16 @@ HOPS = {
 @flow(name="defects one by one")
 def plant(config: str, home: str, defects: Sequence[Defect], without: Sequence[str]) -> list[Planted]:
     """Walk the road once for each defect, without the gate of the same place in `without`, where it names one."""
-    release_model(config, home)
+    released = release_model(config, home)
     found = []
     with inspected(config, home, ()) as attempt:
         sound = sound_run(attempt)
         for defect, gate in zip_longest(defects, without, fillvalue=""):
             assert isinstance(defect, Defect)
+            if defect.gate == RECORD:
+                tamper_record(attempt, str(released["attempt"]), [defect], (gate,))
+                found.append(attempt.journal.read().planted[-1])
+                continue
             with planted(attempt, defect, sound, (gate,)) as sabotaged:
                 walk(sabotaged)
             assert sabotaged.found is not None

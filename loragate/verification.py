@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loragate import bundle
 from loragate.approvals import EVENT, recorded
-from loragate.chain import Link, events, read_chain
+from loragate.chain import Head, Link, events, read_chain
 from loragate.errors import ConfigError, VerificationError
 from loragate.refs import digest_bytes, digest_file
 
@@ -191,8 +191,15 @@ def _require_promotions(links: Sequence[Link], log: "PromotionLog", model: str, 
             raise VerificationError(f"{chain}: has no event of the {each.intent.kind} of {each.name}")
 
 
-def require_tags(tags: Mapping[str, str], verified: Verified, what: str) -> None:
-    """Hold the tags of a version in MLflow against the bundle and the chain that they were made from.
+def head_tag(head: Head) -> str:
+    """How a tag in MLflow tells where a chain ends."""
+    return f"{head.length}:{head.hash}"
+
+
+def require_tags(tags: Mapping[str, str], of_model: Mapping[str, str], verified: Verified, what: str) -> None:
+    """Hold the tags of a version and of its model in MLflow against the bundle and the chain that they were made from.
+
+    The version's tell where the chain ended when the release was sealed, the model's where it did after a promotion.
 
     Raises:
         VerificationError: The first tag that says something else.
@@ -206,13 +213,13 @@ def require_tags(tags: Mapping[str, str], verified: Verified, what: str) -> None
     for tag, value in expected.items():
         if tags.get(tag) != value:
             raise VerificationError(f"{what}: the tag {tag} in MLflow says {tags.get(tag)!r}, the bundle {value!r}")
-    told = tags.get(CHAIN_TAG, "")
     heads = {f"{link.number}:{digest_bytes(link.line)}" for link in verified.chain or ()}
-    if told not in heads:
-        raise VerificationError(
-            f"{what}: the tag {CHAIN_TAG} in MLflow says {told!r}, and the chain of this home has no such line: "
-            "the tag was altered, or another chain was put in the place of the one that the release was sealed into"
-        )
+    for name, told in ((what, tags.get(CHAIN_TAG)), (what.partition("@")[0], of_model.get(CHAIN_TAG))):
+        if told not in heads:
+            raise VerificationError(
+                f"{name}: the tag {CHAIN_TAG} in MLflow says {told!r}, and the chain of this home has no such line: "
+                "the tag was altered, or an older chain was put in the place of the one that was there then"
+            )
 
 
 def _require_approvals(links: Sequence[Link], home: "Home", model: str, digest: str, chain: str) -> None:

@@ -192,7 +192,8 @@ def verify_registered(home: Home, record: AttemptRecord, verified: Verified) -> 
     place = Place(home, record.opened.model, _store(home, record) or home.tracking_uri)
     with registry.asking(place.uri):
         registry.verify_version(place.uri, place.model, version, verified.checked.digests, place.scratch)
-        require_tags(registry.tags(place.uri, place.model, version), verified, what)
+        tags = registry.tags(place.uri, place.model, version), registry.model_tags(place.uri, place.model)
+        require_tags(*tags, verified, what)
         owners = registry.aliases(place.uri, place.model)
     for text in _moved(place, owners):
         raise VerificationError(text)

@@ -20,7 +20,7 @@ from loragate.promotion import CANDIDATE, CHALLENGER, CHAMPION, PREVIOUS, Intent
 from loragate.promotion import lineage as lineage_of
 from loragate.record import AttemptRecord, Closed, now
 from loragate.store import locked
-from loragate.verification import checked_bundle, sealed_folder
+from loragate.verification import CHAIN_TAG, checked_bundle, head_tag, sealed_folder
 from tasks.approvals import why_not_approved
 from tasks.attempts import close, close_again
 from tasks.release_keys import open_chain
@@ -275,7 +275,9 @@ def _challenge(place: Place) -> None:
 
 
 def _chain(place: Place, promotion: Promotion) -> None:
-    """Put it into the chain what a version became, once, and how the log has it."""
+    """Put it into the chain what a version became, once, and how the log has it; tell MLflow where that ends now."""
+    from loragate.engines import registry
+
     intent = promotion.intent
     size, digest = place.home.promotions(place.model).through(intent.id)
     fields = {
@@ -292,6 +294,7 @@ def _chain(place: Place, promotion: Promotion) -> None:
     event = "rollback" if intent.kind == "rollback" else "promotion"
     if not place.chain.has(event, fields):
         place.chain.append(event, fields)
+    registry.tag_model(place.uri, place.model, CHAIN_TAG, head_tag(place.chain.head()))
 
 
 def _close(place: Place, promotion: Promotion, attempt: Attempt, more: str = "") -> None:

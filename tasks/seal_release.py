@@ -21,7 +21,7 @@ from loragate.record import AttemptRecord, Closed, now
 from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
 from loragate.store import MARKER, copy_file_linked, write_atomically
-from loragate.verification import CHAIN_TAG, MANIFEST_TAG, SIGNATURE_TAG
+from loragate.verification import CHAIN_TAG, MANIFEST_TAG, SIGNATURE_TAG, head_tag
 from tasks.release_documents import release_documents
 from tasks.release_keys import sealing_key
 
@@ -83,7 +83,7 @@ def seal_tags(sealed: Sealed) -> dict[str, str]:
     return {
         MANIFEST_TAG: sealed.files[bundle.MANIFEST],
         SIGNATURE_TAG: sealed.files[bundle.SIGNATURE],
-        CHAIN_TAG: f"{head.length}:{head.hash}",
+        CHAIN_TAG: head_tag(head),
     }
 
 

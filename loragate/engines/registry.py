@@ -65,6 +65,16 @@ def tags(uri: str, model: str, version: str) -> dict[str, str]:
     return dict(MlflowClient(uri).get_model_version(model, version).tags)
 
 
+def model_tags(uri: str, model: str) -> dict[str, str]:
+    """What a registered model's tags say."""
+    return dict(MlflowClient(uri).get_registered_model(model).tags)
+
+
+def tag_model(uri: str, model: str, name: str, value: str) -> None:
+    """Give a registered model a tag, in the place of one of that name."""
+    MlflowClient(uri).set_registered_model_tag(model, name, value)
+
+
 def run_of(uri: str, model: str, version: str) -> str:
     """The run that a version's files belong to."""
     return str(MlflowClient(uri).get_model_version(model, version).run_id)

@@ -63,6 +63,10 @@ def tag(name: str, value: str | None) -> Callable[[Home], None]:
     return alter_tag
 
 
+def model_tag(home: Home) -> None:
+    client(home).set_registered_model_tag("tiny", "loragate.chain", "1:" + "0" * 64)
+
+
 def log_lines(change: Callable[[list[str]], list[str]]) -> Callable[[Home], None]:
     def alter_log(home: Home) -> None:
         path = home.promotions("tiny").path
@@ -88,6 +92,7 @@ IN_MLFLOW = {
         for name in ("digest", "manifest", "signature", "chain")
         for how, value in (("altered", "0" * 64), ("deleted", None))
     },
+    "the model's tag altered": (model_tag, "tiny: the tag loragate.chain in MLflow says"),
     "the chain's tag of another length": (tag("loragate.chain", "1:" + "0" * 64), "the tag loragate.chain in MLflow"),
 }
 IN_THE_LOG = {

@@ -30,8 +30,8 @@ demo: setup .venv/.model ## train, judge and release a small model on this machi
 # Files are handed out whole and in this order: whole roads, which wait for servers and converters, go first; the many
 # short files at the end fill the gaps. One thread each: threads that wait for each other on a full machine crawl.
 TESTS := tests/recipe tests/faults tests/browser tests/engines tests/unit tests/house
-WORKERS ?= 3
-test: setup .venv/.model ## run every test that needs no GPU, in WORKERS processes (3)
+WORKERS ?= 4
+test: setup .venv/.model ## run every test that needs no GPU, in WORKERS processes (4)
 	OMP_NUM_THREADS=1 $(IN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) -m "not gpu"
 
 check: setup ## format, lint, types, import walls, quick tests

@@ -121,11 +121,24 @@ def model_hub() -> Iterator[ModelHub]:
 def asked(hub: ModelHub, path: str, body: bytes) -> tuple[int, object]:
     """Answer one request of a client that may write."""
     what, _, last = path.rpartition("/")
-    ways = {"/api/repos": make, "/revision": newest, "/tree": tree, "/branch": branch, "/preupload": preupload}
+    ways = {
+        "/api": card,
+        "/api/repos": make,
+        "/revision": newest,
+        "/tree": tree,
+        "/branch": branch,
+        "/preupload": preupload,
+    }
     for ending, way in (ways | {"/objects": batch, "/commit": commit}).items():
         if what.endswith(ending):
             return way(hub, last, body)
     return 404, {"error": f"{path} is nothing that a push asks for"}
+
+
+def card(_: ModelHub, __: str, body: bytes) -> tuple[int, object]:
+    """Look at a model card's metadata."""
+    begins = json.loads(body)["content"].startswith("---\n")
+    return 200, {"errors": [] if begins else [{"message": "no metadata"}], "warnings": []}
 
 
 def make(hub: ModelHub, _: str, body: bytes) -> tuple[int, object]:

@@ -51,10 +51,10 @@ def bundle(home: SealedHome) -> dict[str, bytes]:
 def test_the_hub_holds_the_bundle_in_one_commit_and_the_same_push_again_changes_nothing(
     hub: ModelHub, home: SealedHome
 ) -> None:
-    hub.files["main"] |= {"README.md": b"mine", "gguf/model-q2_k.gguf": b"GGUF of an earlier release"}
+    hub.files["main"] |= {"NOTES.md": b"mine", "gguf/model-q2_k.gguf": b"GGUF of an earlier release"}
     done = push(hub, home, "--json")
     assert done.code == 0, done.said
-    assert hub.files["main"] == bundle(home) | {"README.md": b"mine", ".gitattributes": b"*.gguf lfs\n"}
+    assert hub.files["main"] == bundle(home) | {"NOTES.md": b"mine", ".gitattributes": b"*.gguf lfs\n"}
     assert hub.private is True
     assert done.json["commit"] in hub.files
     assert (done.json["files"], done.json["removed"]) == (len(bundle(home)), ["gguf/model-q2_k.gguf"])

@@ -170,6 +170,7 @@ def test_training_is_asked_for_what_the_plan_on_record_chose(
 
     config = Config.model_validate_json(json.dumps(EXAMPLE))
     attempt: Any = SimpleNamespace(
+        kind="check",
         config=config,
         home=SimpleNamespace(store=SimpleNamespace(scratch=lambda _: tmp_path)),
         build=lambda _, __, make: make(tmp_path / "folder"),

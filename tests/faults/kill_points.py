@@ -54,15 +54,16 @@ class Countdown:
 
     def __init__(self, last: int) -> None:
         """Let `last` of them return."""
-        self.last, self.done = last, 0
+        self.last = last
+        self.done: list[str] = []
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, which the count knows of."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            self.done += 1
-            if self.done == self.last:
+            self.done.append(function.__qualname__)
+            if len(self.done) == self.last:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -126,8 +127,8 @@ def walk(place: Promotable, road: str) -> None:
         promoted(attempt)
 
 
-def counted_walk(place: Promotable, road: str, last: int) -> int:
-    """Walk a road that ends after so many points; return their number, where it did not come that far."""
+def counted_walk(place: Promotable, road: str, last: int) -> list[str]:
+    """Walk a road that ends after so many points; return them all, where it did not come that far."""
     count = Countdown(last)
     count.install()
     try:
@@ -141,14 +142,15 @@ def look(place: Promotable, when: str) -> tuple[dict[str, str], list[str]]:
     """Aliases as MLflow has them, and every one that points to something else than files as they were judged."""
     home, wrong = place.home, []
     owners = registry.aliases(home.tracking_uri, "tiny")
-    for alias, version in owners.items():
+    for version in sorted(set(owners.values())):
         release = next((p.intent.digest for p in home.standings("tiny").promotions if p.version == version), None)
         try:
             assert release is not None, "on nobody's record"
             files = checked_bundle(home.releases / "tiny" / release, seals.unseal).digests
             registry.verify_version(home.tracking_uri, "tiny", version, files, home.root / "read")
         except (AssertionError, ValueError) as error:
-            wrong.append(f"{when}: {alias} is version {version}: {error}")
+            named = [alias for alias, owner in owners.items() if owner == version]
+            wrong.append(f"{when}: {', '.join(named)} is version {version}: {error}")
     return owners, wrong
 
 
@@ -211,29 +213,38 @@ def judge(place: Promotable, road: str) -> list[str]:
     return wrong
 
 
-def main(folder: Path, road: str) -> None:
-    """Walk the road once for every point; print the number of points and what is wrong after which."""
+def main(folder: Path, road: str, like: str = "") -> None:
+    """Walk the road once for every point; print how many there are and what is wrong after which.
+
+    Args:
+        like: Another road, which is killed at all of its points; of this one those are left out that both begin with.
+    """
     warm = promotable(folder / "warm")
     warm.released(1)  # imports all that is imported late; no process that is forked from here on looks at this home
     place, copy, answer = promotable(folder / "place"), folder / "copy", folder / "answer"
     assert in_a_process(lambda: prepare(place), answer)[0] == 0
     shutil.copytree(place.folder, copy)
-    failures: dict[int, list[str]] = {}
-    last = 0
-    while True:
+
+    def walked(road: str, last: int = 0) -> tuple[int, Any]:
         shutil.rmtree(place.folder)
         shutil.copytree(copy, place.folder)
-        code, counted = in_a_process(lambda last=last: counted_walk(place, road, last + 1), answer)
-        if code != -signal.SIGKILL:
-            break
-        last += 1
+        return in_a_process(lambda: counted_walk(place, road, last), answer)
+
+    code, points = walked(road)
+    whole = in_a_process(lambda: judge(place, road), answer)[1]
+    others = walked(like)[1] if like else []
+    pairs = zip(points, others, strict=False)
+    shared = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(points), len(others)))
+    failures: dict[int, list[str]] = {}
+    for last in range(shared + 1, len(points) + 1):
+        assert walked(road, last)[0] == -signal.SIGKILL
         judged, wrong = in_a_process(lambda: judge(place, road), answer)
         sys.stderr.write(f"{road}: point {last}: {wrong or 'as it must be'}\n")
         if judged or wrong:
             failures[last] = wrong or [f"looking ended with {judged}"]
-    whole = in_a_process(lambda: judge(place, road), answer)[1]
-    print(json.dumps({"points": last, "code": code, "counted": counted, "failures": failures, "whole": whole}))  # noqa: T201
+    told = {"points": len(points), "shared": shared, "code": code, "failures": failures, "whole": whole}
+    print(json.dumps(told))  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -164,7 +164,7 @@ def test_release_s_models_are_logged_with_the_perplexities_that_the_outcome_has(
     found = {m.name: {n.key: n.value for n in m.metrics or ()}["ladder/perplexity"] for m in models}
     metrics = released.outcome["metrics"]
     wanted = {"adapter": metrics["tuned_ppl"]}
-    wanted |= {name: metrics[f"{name}_ppl"] for name in ("merged", "gguf_f16", "gguf_q8_0", "gguf_q4_k_m")}
+    wanted |= {name: metrics[f"{name}_ppl"] for name in ("merged", *FILES)}
     assert found == pytest.approx(wanted)
     assert {str(m.status) for m in models} == {"READY"}
 

@@ -1,5 +1,6 @@
 """Move a model's aliases on request: a candidate becomes champion, the champion before comes back, a check of both."""
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def verify_registered(home: Home, record: AttemptRecord, verified: Verified) -> 
     version, what = _registered(record), str(record.release)
     place = Place(home, record.opened.model, _store(home, record) or home.tracking_uri)
     with registry.asking(place.uri):
-        registry.verify_version(place.uri, place.model, version, verified.checked.digests, place.scratch)
+        scratch = place.scratch.with_name(f"verify-{os.getpid()}")  # a promotion may be reading files back beside us
+        registry.verify_version(place.uri, place.model, version, verified.checked.digests, scratch)
         tags = registry.tags(place.uri, place.model, version), registry.model_tags(place.uri, place.model)
         require_tags(*tags, verified, what)
         owners = registry.aliases(place.uri, place.model)

@@ -109,16 +109,17 @@ def _verify(repository: ArtifactRepository, what: str, files: Mapping[str, str],
     found = set(_listed(repository, ""))
     for problem, names in (("missing in", set(files) - found), ("not of this release, but in", found - set(files))):
         if names:
-            raise VerificationError(f"{what}: {min(names)} is {problem} MLflow ({len(names)} such); no alias is given")
+            raise VerificationError(f"{what}: {min(names)} is {problem} MLflow ({len(names)} such)")
     scratch.mkdir(parents=True, exist_ok=True)
-    for name, digest in sorted(files.items()):
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            read = digest_file(Path(repository.download_artifacts(name, folder)))
-        if read != digest:
-            raise VerificationError(
-                f"{what}: {name} in MLflow has the SHA-256 {read[:12]}…, the release {digest[:12]}…; no alias is given"
-            )
-    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        for name, digest in sorted(files.items()):
+            with tempfile.TemporaryDirectory(dir=scratch) as folder:
+                read = digest_file(Path(repository.download_artifacts(name, folder)))
+            if read != digest:
+                told = f"{name} in MLflow has the SHA-256 {read[:12]}…, the release {digest[:12]}…"
+                raise VerificationError(f"{what}: {told}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _listed(repository: ArtifactRepository, folder: str) -> Iterator[str]:

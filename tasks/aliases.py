@@ -121,9 +121,16 @@ def reconcile(home: Home, model: str | None, *, looks: bool = False) -> list[Fou
     Args:
         model: Of this one alone; None: of all.
         looks: Only look, and change nothing.
+
+    Raises:
+        ConfigError: There is no such model.
     """
     found: list[Found] = []
-    for name in [model] if model else home.promoted_models():
+    known = home.promoted_models()
+    if model is not None and model not in known:
+        told = f"known: {', '.join(known)}" if known else "no model is"
+        raise ConfigError(f"{model}: no release of it is on record in {home.root}; {told}. --home chooses another home")
+    for name in [model] if model else known:
         with home.promotions(name).alone():
             found += [_finished(home, each, looks=looks) for each in unfinished(home.promotions(name).lines())]
             for store in home.standings(name).stores:

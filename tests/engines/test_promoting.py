@@ -159,6 +159,12 @@ def test_release_that_was_judged_against_another_champion_stays_candidate(place:
     assert owners(home)["champion"] == "3"
 
 
+def test_model_that_is_not_on_record_cannot_be_reconciled(place: Promotable) -> None:
+    place.released(1)
+    with pytest.raises(ConfigError, match=r"^tinny: no release of it is on record in .*; known: tiny"):
+        aliases.reconcile(place.home, "tinny")
+
+
 def test_released_digest_is_found_and_not_released_again(place: Promotable) -> None:
     first, again = place.passed(1, ""), place.passed(1, "")
     assert promoted(first).intent.attempt == promoted(again).intent.attempt == first.id

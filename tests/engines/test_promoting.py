@@ -98,7 +98,7 @@ def test_version_tells_its_verdict_gates_digest_and_how_to_verify_it(place: Prom
     for told in ("Released: every gate passed.", "no-model", "54.001 -> 18.822, x0.349 (x0.314 to x0.383 with 95 %"):
         assert told in text
     assert "loragate verify DIR" in text
-    assert model.tags == {"loragate.base_model": "no-model", "project": "loragate"}
+    assert {"loragate.base_model": "no-model", "project": "loragate"}.items() <= model.tags.items()
     assert "champion" in str(model.description)
 
 

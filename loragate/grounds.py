@@ -7,6 +7,7 @@ which the bundle has once, in `scores`.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 from pydantic import JsonValue as Json
 
@@ -31,92 +32,64 @@ TASK_SCORES = "scores/tasks.jsonl"
 class CardGrounds:
     """Of the card gate: what is stated, by the card's items."""
 
+    gate: ClassVar[str] = "card"
     stated: Mapping[str, str]
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "card"
 
 
 @dataclass(frozen=True, slots=True)
 class DataGrounds:
     """Of the data gate: what Great Expectations counted."""
 
+    gate: ClassVar[str] = "data"
     checked: CheckedFacts
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "data"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanGrounds:
     """Of the plan gate."""
 
+    gate: ClassVar[str] = "plan"
     planned: Plan
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "plan"
 
 
 @dataclass(frozen=True, slots=True)
 class PreflightGrounds:
     """Of the preflight gate."""
 
+    gate: ClassVar[str] = "preflight"
     evidence: PreflightEvidence
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "preflight"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingGrounds:
     """Of the training gate: the curve, and the adapter as it was read back from disk."""
 
+    gate: ClassVar[str] = "training"
     trained: Trained
     adapter: AdapterEvidence
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "training"
 
 
 @dataclass(frozen=True, slots=True)
 class QualityGrounds:
     """Of the quality gate; of the curve only the steps at which the held-out loss was measured."""
 
+    gate: ClassVar[str] = "quality"
     compared: Comparison
     general: Comparison
     answered: Answered
     trained: Trained
     challenge: Challenge
 
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "quality"
-
 
 @dataclass(frozen=True, slots=True)
 class MergeGrounds:
     """Of the merge gate."""
 
+    gate: ClassVar[str] = "merge"
     evidence: MergeEvidence
     hop: Hop
     from_base: Divergence
     merged: Merge
-
-    @property
-    def gate(self) -> str:
-        """Name of the gate."""
-        return "merge"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from loragate.chain import Head
 from loragate.config import Config, plain
 from loragate.perplexity import Nll
 from loragate.record import AttemptRecord, as_plain
-from loragate.refs import Ref, canonical, digest_json
+from loragate.refs import Ref, canonical, digest_bytes, digest_json
 from loragate.waivers import WaiverFile
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -71,13 +71,15 @@ def evidence(
     record: AttemptRecord, config: Config, inputs: Mapping[str, Digests], scores: Mapping[str, Sequence[Nll]]
 ) -> dict[str, bytes]:
     """The files of a bundle that are evidence, by name; `inputs` is what each gate had before it."""
-    rows = {f"{SCORES}/{name}.jsonl": score_lines(found) for name, found in scores.items()}
+    rows = {f"{SCORES}/{name}": score_lines(found) for name, found in scores.items()}
+    digests = {name: digest_bytes(content) for name, content in rows.items()}
+    inputs = {gate: {name: digests.get(name, digest) for name, digest in had.items()} for gate, had in inputs.items()}
     return {
         "config.json": canonical(settings(config)),
         "environment.json": canonical(record.opened.environment),
         "gates.json": canonical(gates(record, config, inputs)),
-        "record.json": canonical(told(record, config)),
-        **rows,
+        "record.json": canonical(told(record, config, digests)),
+        **{f"{name}.jsonl": content for name, content in rows.items()},
     }
 
 
@@ -110,13 +112,13 @@ def waived(record: AttemptRecord, gate: str) -> tuple[WaiverFile, ...]:
     return tuple(review.honoured) if review else ()
 
 
-def told(record: AttemptRecord, config: Config) -> object:
-    """The whole record, its artifacts by digest alone and MLflow's address left out."""
+def told(record: AttemptRecord, config: Config, scores: Digests) -> object:
+    """The whole record, artifacts and scores by digest alone and MLflow's address left out."""
     opened = replace(record.opened, run_file="", config=settings(config))
     value = as_plain(replace(record, opened=opened, tracked=None, closed=None, artifacts={}, scores={}))
     assert isinstance(value, dict)
     digests = {name: ref.digest for name, ref in record.artifacts.items()}
-    return {**value, "artifacts": digests, "scores": {name: ref.digest for name, ref in record.scores.items()}}
+    return {**value, "artifacts": digests, "scores": dict(scores)}
 
 
 def manifest(

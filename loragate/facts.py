@@ -24,6 +24,10 @@ TRAINED_BY = ("accelerate", "bitsandbytes", "llama-cpp-python", "peft", "tokeniz
 """Packages whose version decides about the weights or about how they are judged."""
 
 
+MEASURES = ("perplexity_ratio", "general_ratio", "champion_ratio", "kl", "top1_agreement")
+"""Rules whose value says how good the model is; that of others counts what is wrong, and reads badly as a result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One number that was measured of the model.
@@ -111,7 +115,7 @@ class Facts:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Every finite number that was measured of the model: perplexities, ratios, tasks and what gates judged."""
+        """Every finite number that was measured of the model: perplexities, ratios, divergences, tasks."""
         return tuple(metric for metric in self._measured() if math.isfinite(metric.value))
 
     def _measured(self) -> Iterator[Metric]:
@@ -125,7 +129,7 @@ class Facts:
             yield Metric("tuned", task.unit, task.tuned, name)
         for verdict in self.record.verdicts:
             for finding in verdict.findings if verdict.gate not in BEFORE_TRAINING else ():
-                if finding.value is not None:
+                if finding.value is not None and finding.rule in MEASURES:
                     where, name = f"{verdict.gate} gate", f"{verdict.gate}/{finding.rule}"
                     yield Metric(name, finding.rule, finding.value, where, *_ends(finding))
 

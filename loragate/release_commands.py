@@ -154,6 +154,7 @@ def verify(  # noqa: PLR0913 - one parameter an option
         else:
             chain = f", and the chain of {len(found.chain):,} events has it" if found.chain else ""
             put(f"VERIFIED  {found.release}  {found.digest}")
+            put(f"manifest  {found.told['manifest']}")
             put(f"{found.files:,} files in {found.folder} are as they were sealed{chain}")
             if also_mlflow:
                 put("MLflow has the same files, the tags that belong to them, and the aliases of the promotion log")
@@ -184,6 +185,8 @@ def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
     if Path(name).is_dir():
         unseal = functools.partial(seals.unseal, publics=known) if given else seals.unseal
         return verify_bundle(Path(name), unseal, known, given)
+    if "/" in name:
+        raise ConfigError(f"{name}: there is no such folder; name a bundle's, or a release of the home as MODEL@N")
     from loragate.home import find_home
     from loragate.listing import pick
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores are those of this base and adapter on this data"
 MADE = "artifacts follow from base, data and settings"
+DOCUMENTS = "card, technical file, bills of materials, report and record say the same"
 
 
 @click.command()
@@ -85,6 +86,7 @@ def replay(  # noqa: PLR0913 - one parameter an option
                 claims += _computed(asked, rows if score else 0, rebuild, verbose)
         if not score:
             claims.append(Claim(SCORES, "not shown", "as recorded; --score scores rows again"))
+        claims.append(Claim(DOCUMENTS, "not shown", "as sealed; they are for reading, and nothing is judged by them"))
         if not rebuild:
             claims.append(Claim(MADE, "not shown", "as recorded; --rebuild makes them anew"))
         broken = first_broken(claims)

@@ -61,6 +61,7 @@ class Verified:
             "folder": self.folder,
             "release": self.release,
             "digest": self.digest,
+            "manifest": self.checked.digests[bundle.MANIFEST],
             "files": self.files,
             "key": self.checked.key,
             "trust": self.trust,

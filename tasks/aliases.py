@@ -63,6 +63,9 @@ def _store(home: Home, record: AttemptRecord) -> str:
 def rollback(home: Home, model: str, expect: str | None) -> Promotion:
     """Make the champion before today's champion again; raises as `promote` does."""
     standings = home.standings(model)
+    if not standings.records:
+        models = ", ".join(sorted({each.opened.model for each in home.journals()})) or "none"
+        raise ConfigError(f"{model}: no such model (not a release) in {home.root}; known: {models}")
     for store in standings.stores:
         champions = standings.lineage(store)
         record = standings.find(champions[-2], store) if len(champions) > 1 else None
@@ -81,6 +84,10 @@ def _ask(home: Home, record: AttemptRecord, kind: Kind, version: str, expect: st
         store = _store(home, record)
         champions = standings.lineage(store)
         top = champions[-1] if champions else ""
+        if kind == "promotion" and version == top:
+            already = _already(home, record, store, expect)
+            if already is not None:
+                return already
         judged = kind == "promotion" and record.incumbent is not None
         expected = _version(model, expect) if expect is not None else (record.incumbent or "") if judged else top
         assert record.closed is not None
@@ -103,6 +110,27 @@ def _ask(home: Home, record: AttemptRecord, kind: Kind, version: str, expect: st
     if done.lost:
         raise BlockedError(done.lost)
     return done
+
+
+def _already(home: Home, record: AttemptRecord, store: str, expect: str | None) -> Promotion | None:
+    """The promotion that made today's champion; None where MLflow has another one by now.
+
+    Raises:
+        BlockedError: Another champion is expected.
+    """
+    from loragate.engines import registry
+
+    model, uri = record.opened.model, store or home.tracking_uri
+    with registry.asking(uri):
+        found = registry.aliases(uri, model).get(CHAMPION, "")
+    version = _registered(record)
+    if found != version:
+        return None
+    if expect is not None and _version(model, expect) != version:
+        raise BlockedError(f"{model}@{version} is champion already, and not to replace {expect}; nothing was done")
+    tell(f"{'champion':>12}  already; nothing is done")
+    done = [each for each in home.standings(model).promotions if each.flipped and each.intent.store == store]
+    return next((each for each in reversed(done) if each.version == version), None)
 
 
 def _version(model: str, expect: str) -> str:

@@ -10,7 +10,7 @@ from loragate.config import load, plain
 from loragate.environment import describe
 from loragate.errors import ConfigError, GateRefusedError
 from loragate.home import find_home
-from loragate.record import Closed, Opened, now
+from loragate.record import AttemptRecord, Closed, Opened, now
 from loragate.store import locked, write_atomically
 from loragate.task_files import task_files
 from tasks.release_keys import open_chain
@@ -109,3 +109,9 @@ def _report(attempt: Attempt) -> None:
 
     page = report.render_report(attempt.journal.read(), attempt.kind)
     write_atomically(attempt.home.report(attempt.id, attempt.kind), page)
+
+
+def passed(record: AttemptRecord) -> str:
+    """How the gates let a release go."""
+    waived = [f"{verdict.gate}/{told}" for verdict in record.verdicts for told in verdict.waived]
+    return f"every gate passed or was waived ({'; '.join(waived)})" if waived else "every gate passed"

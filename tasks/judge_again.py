@@ -19,7 +19,7 @@ from loragate.environment import describe
 from loragate.errors import VerificationError
 from loragate.evidence import SCORES
 from loragate.grounds import GgufGrounds, Grounds, MergeGrounds, QualityGrounds, TrainingGrounds, measured_steps
-from loragate.ladder import F16, gguf_file, made_from
+from loragate.ladder import ADAPTER, F16, gguf_file, made_from
 from loragate.perplexity import Nll, total
 from loragate.refs import digest_json, digest_manifest
 from loragate.sealed_evidence import SealedEvidence, SealedGate
@@ -60,13 +60,11 @@ def _settings(sealed: SealedEvidence) -> Claim:
 
 def _shipped(sealed: SealedEvidence) -> Claim:
     """What each gate had before it is what ships."""
-    known = {**sealed.said("inputs"), **sealed.said("artifacts")}
+    known, files = {**sealed.said("inputs"), **sealed.said("artifacts")}, sealed.said("files")
     wrong = ""
     for gate in sealed.gates:
-        had = {name: digest for name, digest in gate.inputs.items() if not name.startswith(f"{SCORES}/")}
-        expected = {name: known.get(name) for name in had}
-        wrong = wrong or difference(had, expected, f"{gate.gate} gate: inputs")
-    files = sealed.said("files")
+        expected = {name: known.get(name, files.get(f"{name}.jsonl")) for name in gate.inputs}
+        wrong = wrong or difference(dict(gate.inputs), expected, f"{gate.gate} gate: inputs")
     adapter = {name.partition("/")[2]: digest for name, digest in files.items() if name.startswith("adapter/")}
     if "adapter" in known:
         wrong = wrong or difference(known["adapter"], digest_manifest(adapter), "digest of adapter/")
@@ -151,8 +149,10 @@ def _signed(file: WaiverFile, signers: Mapping[str, str]) -> WaiverFile:
 
 def _road(sealed: SealedEvidence) -> Claim:
     """Every gate of the run file has judged, and none refuses."""
-    wanted = ["data", "plan", "preflight", "training", "quality", "merge"]
-    wanted += [f"gguf_{name}" for name in sealed.config.export.gguf]
+    wanted = ["card"] if sealed.config.card.required else []
+    wanted += ["data", "plan", "preflight", "training", "quality", "merge"]
+    files = (*sealed.config.export.gguf, *([ADAPTER] if sealed.config.export.gguf_adapter else []))
+    wanted += [f"gguf_{name}" for name in files]
     statuses = {gate.gate: gate.status for gate in sealed.gates}
     wrong = next((f"{gate}: the gate has not judged" for gate in wanted if gate not in statuses), "")
     if not wrong and (refused := [gate for gate, status in statuses.items() if Verdict(gate, status, ()).refuses]):  # type: ignore[arg-type]

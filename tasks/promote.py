@@ -22,7 +22,7 @@ from loragate.record import AttemptRecord, Closed, now
 from loragate.store import locked
 from loragate.verification import CHAIN_TAG, checked_bundle, head_tag, sealed_folder
 from tasks.approvals import why_not_approved
-from tasks.attempts import close, close_again
+from tasks.attempts import close, close_again, passed
 from tasks.release_keys import open_chain
 from tasks.seal_release import Sealed, seal_tags
 
@@ -304,7 +304,7 @@ def _close(place: Place, promotion: Promotion, attempt: Attempt, more: str = "")
     released = f": released as {promotion.name}" if version else ""
     not_champion = f"; not made champion: {promotion.lost}" if promotion.lost else ""
     waits = "; it is candidate, `loragate promote` makes it champion" if promotion.reached == "candidate" else ""
-    message = _passed(attempt.journal.read()) + released + not_champion + (more or waits)
+    message = passed(attempt.journal.read()) + released + not_champion + (more or waits)
     close(attempt, Closed("released", message, now(), version or None, promotion.intent.digest, aliases))
     tell(f"{'promoted':>12}  {', '.join(aliases) or 'no alias yet'}")
 
@@ -312,12 +312,6 @@ def _close(place: Place, promotion: Promotion, attempt: Attempt, more: str = "")
 def _latest(place: Place, promotion: Promotion) -> Promotion:
     found = place.home.standings(place.model).promotions
     return next(each for each in found if each.intent.id == promotion.intent.id)
-
-
-def _passed(record: AttemptRecord) -> str:
-    """How the gates let the release go."""
-    waived = [f"{verdict.gate}/{told}" for verdict in record.verdicts for told in verdict.waived]
-    return f"every gate passed or was waived ({'; '.join(waived)})" if waived else "every gate passed"
 
 
 def files_of(home: Home, record: AttemptRecord) -> dict[str, str]:

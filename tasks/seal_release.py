@@ -22,6 +22,7 @@ from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
 from loragate.store import MARKER, copy_file_linked, write_atomically
 from loragate.verification import CHAIN_TAG, MANIFEST_TAG, SIGNATURE_TAG, head_tag
+from tasks.attempts import passed
 from tasks.release_documents import release_documents
 from tasks.release_keys import sealing_key
 
@@ -181,7 +182,7 @@ def _report(record: AttemptRecord, digest: str) -> bytes:
     """The report as it stands before MLflow has given the release its version."""
     from loragate.engines import report
 
-    closed = Closed("released", "every gate passed or was waived", now(), None, digest)
+    closed = Closed("released", passed(record), now(), None, digest)
     return report.render_report(replace(by_name(record), closed=closed)).encode("utf-8")
 
 

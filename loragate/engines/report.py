@@ -96,6 +96,7 @@ def render_report(record: AttemptRecord, kind: Kind = "record") -> str:
             record=record,
             trains=trains,
             noun=noun,
+            unversioned="given when it is registered" if record.outcome == "released" else "none",
             reason=_reason(record) if record.closed else UNFINISHED.format(noun),
             why=_why(record),
             headlines=_headlines(record) if trains else _check_headlines(record),

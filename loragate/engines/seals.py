@@ -153,11 +153,17 @@ def key_files(paths: Iterable[Path]) -> dict[str, str]:
     Raises:
         ConfigError: One of them is none.
     """
-    try:
-        publics = [load_public(path.read_text(encoding="ascii"), str(path)) for path in paths]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"a public key cannot be read: {error}") from None
+    publics = [load_public(_text(path), str(path)) for path in paths]
     return {key_name(public): public for public in publics}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError as error:
+        raise ConfigError(f"--key {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--key {path}: no public key (PEM), as `loragate init --key DIR` writes it") from None
 
 
 def _public(text: str) -> ec.EllipticCurvePublicKey:

@@ -159,6 +159,20 @@ def test_release_that_was_judged_against_another_champion_stays_candidate(place:
     assert owners(home)["champion"] == "3"
 
 
+def test_promoting_the_champion_does_nothing_and_another_expected_one_is_refused(place: Promotable) -> None:
+    home = place.home
+    place.released(1)
+    before = home.promotions("tiny").path.read_bytes(), (home.chain / "chain.jsonl").read_bytes()
+    promote(home, "1")
+    promote(home, "1", expect="tiny@1")
+    for expect in ("tiny@3", "none"):
+        with pytest.raises(BlockedError, match=r"^tiny@1 is champion already, and not to replace"):
+            promote(home, "1", expect)
+    assert (home.promotions("tiny").path.read_bytes(), (home.chain / "chain.jsonl").read_bytes()) == before
+    with pytest.raises(ConfigError, match=r"^tinny: no such model \(not a release\) in .*; known: tiny"):
+        aliases.rollback(home, "tinny", None)
+
+
 def test_model_that_is_not_on_record_cannot_be_reconciled(place: Promotable) -> None:
     place.released(1)
     with pytest.raises(ConfigError, match=r"^tinny: no release of it is on record in .*; known: tiny"):

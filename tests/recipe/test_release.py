@@ -18,7 +18,7 @@ from qa_pairs import pairs, write_jsonl
 from loragate.modelfile import modelfile_name
 from loragate.perplexity import Nll, total
 from loragate.refs import digest_bytes, digest_file
-from loragate.replay_commands import MADE, SCORES
+from loragate.replay_commands import DOCUMENTS, MADE, SCORES
 
 FILES = ["gguf_f16", "gguf_q8_0", "gguf_q4_k_m", "gguf_adapter"]
 GATES = ["data", "plan", "preflight", "training", "quality", "merge", *FILES]
@@ -236,7 +236,7 @@ def test_replay_judges_scores_and_rebuilds_the_release_to_the_bit(released: Rele
     assert {claims[name]["holds"] for name in judged} == {"yes"}
     derived = [each for name, each in claims.items() if name.endswith("intervals follow from rows")]
     assert [("to the last digit" in each["how"]) for each in derived] == [True] * 6
-    assert [name for name, each in claims.items() if each["holds"] != "yes"] == [SCORES, MADE]
+    assert [name for name, each in claims.items() if each["holds"] != "yes"] == [SCORES, DOCUMENTS, MADE]
     done = loragate("replay", "tiny@1", "--score", "--rows", "5", "--rebuild", "--json", *home, cwd=tmp_path)
     assert done.code == 0, done.said
     found = {each["claim"]: each["how"] for each in done.json["claims"]}

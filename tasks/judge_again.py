@@ -37,13 +37,13 @@ RECORDED = "judged again from recorded values"
 
 def judge_again(sealed: SealedEvidence) -> list[Claim]:
     """Hold everything that a verified bundle says of its gates against what follows from its own values."""
-    found = [_settings(sealed), _shipped(sealed), *_sums(sealed)]
+    found = [_settings(sealed), *_sums(sealed)]
     for gate in sealed.gates:
         derived = _derived(sealed, sealed.grounds[gate.gate])
         if derived is not None:
             found.append(derived)
         found.append(_gate(sealed, gate))
-    return [*found, _road(sealed)]
+    return [*found, _shipped(sealed), _road(sealed)]
 
 
 def _settings(sealed: SealedEvidence) -> Claim:

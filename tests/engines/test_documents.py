@@ -58,7 +58,9 @@ PLAN = Plan(
     epochs=2,
 )
 WARNED = Finding("overfit_gap", False, "the gap in /home/ann/runs/x is 0.08", severity="warn", value=0.08, limit=0.05)
-WAIVED = Finding("ratio", False, "it is 1.2", value=1.2, limit=1.0, low=1.1, high=1.3, waived="by Ada until 2026-12-31")
+WAIVED = Finding(
+    "perplexity_ratio", False, "it is 1.2", value=1.2, limit=1.0, low=1.1, high=1.3, waived="by Ada until 2026-12-31"
+)
 
 
 def compared(rows: int, ratio: float, high: float) -> Comparison:
@@ -164,8 +166,8 @@ def test_the_hub_s_loader_reads_the_card(facts: Facts) -> None:
     assert results["baseline", "perplexity"].metric_value == math.exp(2)
     assert results["slice/desk", "perplexity_ratio"].dataset_name == "held-out rows, slice desk"
     assert results["tuned", "acc"].metric_value == 0.75
-    assert results["quality/ratio", "ratio"].dataset_name == "quality gate"
-    assert results["quality/ratio", "ratio"].metric_args == {"lower": 1.1, "upper": 1.3}
+    assert results["quality/perplexity_ratio", "perplexity_ratio"].dataset_name == "quality gate"
+    assert results["quality/perplexity_ratio", "perplexity_ratio"].metric_args == {"lower": 1.1, "upper": 1.3}
     assert ("far", "perplexity") not in results
     assert not [name for name, _ in results if name.startswith("data/") or name == "quality/lost"]
 
@@ -194,7 +196,7 @@ def test_the_card_has_seven_items_filled_from_the_record(facts: Facts) -> None:
         "| Intended use | Answers about our_desk. |",
         r"| Contact | Ann \<ann@desk.example\> |",
         "training/overfit_gap: the gap in x is 0.08",
-        "| Waivers | quality/ratio waived by Ada until 2026-12-31 |",
+        "| Waivers | quality/perplexity_ratio waived by Ada until 2026-12-31 |",
         "| Rollback target | tiny@1 |",
     ):
         assert said in text
@@ -274,7 +276,10 @@ def test_the_model_s_bom_has_base_data_files_and_what_was_measured(facts: Facts)
     assert {each["ref"] for each in card["modelParameters"]["datasets"]} == {ref for ref in parts if ref[:4] == "data"}
     measured = {each["type"]: each for each in card["quantitativeAnalysis"]["performanceMetrics"]}
     assert float(measured["tuned perplexity"]["value"]) == math.e
-    assert measured["quality/ratio ratio"]["confidenceInterval"] == {"lowerBound": "1.1", "upperBound": "1.3"}
+    assert measured["quality/perplexity_ratio perplexity_ratio"]["confidenceInterval"] == {
+        "lowerBound": "1.1",
+        "upperBound": "1.3",
+    }
     assert card["considerations"]["technicalLimitations"] == ["Makes up names.", "Out of scope: Medical advice."]
 
 

@@ -247,8 +247,8 @@ def text_example(tokens: Sequence[int], *, end_id: int, max_tokens: int) -> Exam
 def _stop(text: str, tokens: Sequence[int], answer: Message, encode: Encode, stop_ids: frozenset[int]) -> int | None:
     """Position of the token that ends an answer: the first stop token behind its content, which may hold some too."""
     content = answer.content.strip()
-    at = text.rfind(content) if content else -1
-    for _ in range(TRIES):  # a content as short as `t` is found in the text of a closing token, too
+    at = text.find(content) if content else -1
+    for _ in range(TRIES):  # from the front: a content as short as `>` is found in the text of closing tokens, too
         if at < 0:
             break
         behind = list(encode(text[at + len(content) :]))
@@ -256,5 +256,5 @@ def _stop(text: str, tokens: Sequence[int], answer: Message, encode: Encode, sto
         first = next((i for i, token in enumerate(behind) if token in stop_ids), None)
         if first is not None and list(tokens[start:]) == behind:
             return start + first
-        at = text.rfind(content, 0, at + len(content) - 1)
+        at = text.find(content, at + 1)
     return max((i for i, token in enumerate(tokens) if token in stop_ids), default=None)

@@ -106,7 +106,7 @@ SYSTEM = Message("system", "Be brief.")
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zs", "Zl", "Zp"]), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("answer", ["t", "e", "d", "end", "text", "endoftext"])
+@pytest.mark.parametrize("answer", ["t", "e", "d", "end", "text", "endoftext", ">", "|>", "<|", "<|end|>"])
 def test_an_answer_that_stands_in_a_closing_token_too_is_taught_up_to_its_own_stop(answer: str) -> None:
     assert taught(rendered("Phi", dialogue("0", answer))) == answer + MODELS["Phi"].stops[0]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from loragate.options import common
+from loragate.options import common, private_key_option
 from loragate.terminal import answered, passphrase, put, put_json
 
 moved_option = click.option(
@@ -14,13 +14,7 @@ moved_option = click.option(
 
 @click.command()
 @click.argument("name", metavar="RELEASE")
-@click.option(
-    "--key",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Private key of an approver (ssh-keygen -t ed25519). Its passphrase, where it has one, is taken from "
-    "LORAGATE_KEY_PASSPHRASE or asked for.",
-)
+@private_key_option("an approver")
 @click.option("--reject", is_flag=True, help="Reject instead: blocks RELEASE, however many approve it.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, in a sentence; it is signed along.")
 @click.option(
@@ -56,7 +50,7 @@ def approve(  # noqa: PLR0913 - one parameter an option
         from loragate.listing import pick
 
         place = find_home(home)
-        asked = question(place, pick(place.records(), name, str(place.root)), config)
+        asked = question(place, pick(place, name), config)
         if not as_json:
             put("\n".join([f"you {'reject' if reject else 'approve'}:", *asked.lines]))
         signed = decide(place, asked, Wish(reject, reason, expires), signing.load_private_key(key, passphrase))
@@ -92,7 +86,7 @@ def approvals(
         from loragate.listing import pick
 
         place = find_home(home)
-        asked = question(place, pick(place.records(), name, str(place.root)), config)
+        asked = question(place, pick(place, name), config)
         standing = asked.standing
         if as_json:
             put_json({"release": asked.name, "digest": asked.case.release, **standing.told})

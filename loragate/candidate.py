@@ -4,10 +4,12 @@ No time, no folder of this machine and nothing about who may waive or who seals 
 the same limits are the same candidate.
 """
 
+from collections.abc import Mapping
+
 from pydantic import JsonValue
 
 from loragate.config import Config, plain
-from loragate.record import AttemptRecord
+from loragate.record import EXPECTATIONS, AttemptRecord
 from loragate.refs import digest_json
 
 JUDGED = ("model", "base_model", "data", "train", "gates", "export", "card")
@@ -19,7 +21,12 @@ def candidate_digest(record: AttemptRecord, config: Config) -> str:
 
     Any change of data, base model, training or limits makes it another one, and so does every artifact further along.
     """
-    return digest_json({"digests": _digests(record), "settings": judged_settings(config)})
+    return digest_of(_digests(record), config)
+
+
+def digest_of(digests: Mapping[str, str], config: Config) -> str:
+    """Digest a candidate by the digests of what went in and has been made."""
+    return digest_json({"digests": dict(digests), "settings": judged_settings(config)})
 
 
 def release_digest(record: AttemptRecord, config: Config) -> str:
@@ -41,7 +48,7 @@ def release_digest(record: AttemptRecord, config: Config) -> str:
 
 
 def _digests(record: AttemptRecord) -> dict[str, str]:
-    made = {name: ref.digest for name, ref in record.artifacts.items() if name != "great_expectations"}  # it has times
+    made = {name: ref.digest for name, ref in record.artifacts.items() if name != EXPECTATIONS}
     return made | dict(record.inputs)
 
 

@@ -166,4 +166,4 @@ def merged_weights(name: str, found: "Verified", home: str | None) -> "Ref":
     if Path(name).is_dir():
         raise ConfigError(f"{name}: a bundle holds no merged weights; name the release, in the home that made it")
     place = find_home(home)
-    return find_merged(place, pick(place.records(), name, str(place.root)), Path(found.folder))
+    return find_merged(place, pick(place, name), Path(found.folder))

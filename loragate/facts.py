@@ -17,13 +17,9 @@ from loragate.config import Config, plain
 from loragate.record import GENERAL, AttemptRecord
 from loragate.verdicts import Finding
 
-BEFORE_TRAINING = ("card", "data", "plan", "preflight")
-"""Gates whose numbers say nothing about the tuned model."""
 HELD_OUT, GENERAL_ROWS = "held-out rows", "general rows"
 TRAINED_BY = ("accelerate", "bitsandbytes", "llama-cpp-python", "peft", "tokenizers", "torch", "transformers")
 """Packages whose version decides about the weights or about how they are judged."""
-
-
 MEASURES = ("perplexity_ratio", "general_ratio", "champion_ratio", "kl", "top1_agreement")
 """Rules whose value says how good the model is; that of others counts what is wrong, and reads badly as a result."""
 
@@ -128,7 +124,7 @@ class Facts:
             yield Metric("baseline", task.unit, task.base, name)
             yield Metric("tuned", task.unit, task.tuned, name)
         for verdict in self.record.verdicts:
-            for finding in verdict.findings if verdict.gate not in BEFORE_TRAINING else ():
+            for finding in verdict.findings:
                 if finding.value is not None and finding.rule in MEASURES:
                     where, name = f"{verdict.gate} gate", f"{verdict.gate}/{finding.rule}"
                     yield Metric(name, finding.rule, finding.value, where, *_ends(finding))

@@ -8,9 +8,10 @@ from typing import Any
 from loragate.challenge import models_of
 from loragate.defects import CATALOGUE, Defect
 from loragate.errors import ConfigError
+from loragate.home import Home
 from loragate.ladder import Rung
 from loragate.plan import GIGABYTE, Plan
-from loragate.record import AttemptRecord
+from loragate.record import EXPECTATIONS, AttemptRecord
 from loragate.refusal import Cause, causes
 from loragate.verdicts import Finding, Verdict
 
@@ -68,19 +69,20 @@ def _cell(name: str, value: object) -> str:
     return text[:12] if name == "digest" else text
 
 
-def pick(records: Sequence[AttemptRecord], name: str, home: str) -> AttemptRecord:
+def pick(home: Home, name: str) -> AttemptRecord:
     """Find a record by release (model@version or model@alias), attempt id, or model (its newest attempt).
 
     Raises:
         ConfigError: There is none.
     """
+    records = home.records()
     for record in reversed(records):
         aliases = record.closed.aliases if record.closed else ()
         names = (record.release, record.opened.attempt, record.opened.model)
         if name in (*names, *(f"{record.opened.model}@{alias}" for alias in aliases)):
             return record
     known = ", ".join(sorted({r.release or r.opened.model for r in records})) or "none"
-    raise ConfigError(f"{name}: no such release on record in {home}; known: {known}. --home chooses another home")
+    raise ConfigError(f"{name}: no such release on record in {home.root}; known: {known}. --home chooses another home")
 
 
 def describe(record: AttemptRecord, report: str) -> str:
@@ -172,7 +174,7 @@ def _fixed(record: AttemptRecord) -> Iterator[str]:
 
 def _check_places(record: AttemptRecord) -> dict[str, str]:
     paths = {name: ref.path for name, ref in record.artifacts.items()}
-    facts = paths.pop("great_expectations", None)
+    facts = paths.pop(EXPECTATIONS, None)
     return paths | ({"data docs": f"{facts}/{DATA_DOCS}", "rejected rows": f"{facts}/rejects.jsonl"} if facts else {})
 
 

@@ -25,6 +25,17 @@ def common(command: F) -> F:
     return command
 
 
+def private_key_option(whose: str) -> Callable[[F], F]:
+    """Add the private key that a person signs with."""
+    return click.option(
+        "--key",
+        required=True,
+        type=click.Path(path_type=Path),
+        help=f"Private key of {whose} (ssh-keygen -t ed25519). Its passphrase, where it has one, is taken from "
+        "LORAGATE_KEY_PASSPHRASE or asked for.",
+    )
+
+
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 overrides_option = click.option(
     "--set",

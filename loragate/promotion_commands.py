@@ -37,7 +37,7 @@ def promote(name: str, expect: str | None, home: str | None, as_json: bool, quie
         from loragate.listing import pick
 
         place = prepare(home, quiet, verbose)
-        record = pick(place.records(), name, str(place.root))
+        record = pick(place, name)
         put_done(promote_release(place, record, expect), as_json)
 
 

@@ -57,13 +57,10 @@ class PromotionLog:
 
         No later line changes them, so that a chain which holds the hash vouches for all of the log up to there.
         """
-        content, size = b"", 0
-        for line in whole_lines(self.path):
-            content += line + b"\n"
-            told = json.loads(line)
-            if told["id"] == name and told["happened"] != "sealed":
-                size = len(content)
-        return size, digest_bytes(content[:size])
+        lines = whole_lines(self.path)
+        own = [n for n, line in enumerate(self.lines(), 1) if line.id == name and line.happened != "sealed"]
+        content = b"".join(line + b"\n" for line in lines[: own[-1]])
+        return len(content), digest_bytes(content)
 
     def prepare(self, intent: Intent) -> Promotion:
         """Begin a promotion."""

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import JsonValue as Json
 from pydantic import TypeAdapter
@@ -36,6 +36,8 @@ from loragate.worst_rows import WorstRow
 T = TypeVar("T")
 
 Outcome = Literal["released", "refused", "failed", "running", "passed"]
+EXPECTATIONS: Final = "great_expectations"
+"""Artifact of the data gate that is for reading: its pages hold times, so no digest covers it."""
 Event = Literal[
     "opened",
     "tracked",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loragate.errors import ConfigError
-from loragate.options import common
+from loragate.options import common, private_key_option
 from loragate.terminal import answered, passphrase, put, put_json
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, ve
         from loragate.summary import summary
 
         place = find_home(home)
-        record = pick(place.records(), name, str(place.root))
+        record = pick(place, name)
         report = str(place.report(record.opened.attempt))
         if html:
             put(report)
@@ -62,13 +62,7 @@ def show(name: str, html: bool, home: str | None, as_json: bool, quiet: bool, ve
 @click.option("--by", required=True, metavar="NAME", help="Who answers for it: one of gates.waivers.signers.")
 @click.option("--reason", required=True, metavar="TEXT", help="Why the finding is taken as it is.")
 @click.option("--until", required=True, metavar="YYYY-MM-DD", help="Last day (UTC) on which the waiver counts.")
-@click.option(
-    "--key",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Private key of that person (ssh-keygen -t ed25519). Its passphrase, where it has one, is taken from "
-    "LORAGATE_KEY_PASSPHRASE or asked for.",
-)
+@private_key_option("that person")
 @click.option("--config", type=click.Path(path_type=Path), help="The run file, where it has moved since the attempt.")
 @common
 def waive(  # noqa: PLR0913 - one parameter an option
@@ -170,7 +164,7 @@ def _verify_in_mlflow(found: "Verified", name: str, home: str | None, quiet: boo
     from loragate.promotion_commands import prepare
 
     place = prepare(home, quiet, verbose)
-    verify_registered(place, pick(place.records(), name, str(place.root)), found)
+    verify_registered(place, pick(place, name), found)
 
 
 def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
@@ -191,7 +185,4 @@ def verified(name: str, keys: tuple[Path, ...], home: str | None) -> "Verified":
     from loragate.listing import pick
 
     place = find_home(home)
-    record = pick(place.records(), name, str(place.root))
-    head = str(place.chain / HEAD)
-    open_head = functools.partial(seals.opened_by_any, head, kind=seals.HEAD, publics=known)
-    return verify_release(place, record, functools.partial(seals.unseal, publics=known), open_head, given)
+    return verify_release(place, pick(place, name), *seals.readers(place.chain / HEAD, known), given)

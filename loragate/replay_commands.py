@@ -116,7 +116,7 @@ def _run_folder(found: "Verified", name: str, home: str | None) -> Path:
     from loragate.listing import pick
 
     place = find_home(home)
-    return Path(pick(place.records(), name, str(place.root)).opened.run_file).parent
+    return Path(pick(place, name).opened.run_file).parent
 
 
 @contextlib.contextmanager

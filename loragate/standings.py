@@ -5,7 +5,7 @@ rollback) is in the log alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from loragate.promotion import CHAMPION, Line, Promotion, lineage, promotions, standing
 from loragate.record import AttemptRecord
@@ -18,16 +18,17 @@ class Standings:
     Attributes:
         records: By the journals, oldest first.
         embedded: Address of the MLflow store in the home, which the log calls by an empty name.
+        promotions: Every promotion of the log, in the order in which they were prepared.
     """
 
     records: tuple[AttemptRecord, ...]
     lines: tuple[Line, ...]
     embedded: str
+    promotions: tuple[Promotion, ...] = field(init=False)
 
-    @property
-    def promotions(self) -> tuple[Promotion, ...]:
-        """Every promotion, in the order in which they were prepared."""
-        return promotions(self.lines)
+    def __post_init__(self) -> None:
+        """Read the promotions off the lines, once."""
+        object.__setattr__(self, "promotions", promotions(self.lines))
 
     @property
     def told(self) -> list[AttemptRecord]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from loragate.record import AttemptRecord
+from loragate.record import EXPECTATIONS, AttemptRecord
 from loragate.verdicts import Verdict
 
 
@@ -53,6 +53,6 @@ def _artifacts(record: AttemptRecord, report: str) -> dict[str, object]:
         "adapter": paths.get("adapter"),
         "merged": paths.get("merged"),
         "gguf": [path for name, path in paths.items() if name.startswith("gguf_")],
-        "great_expectations": paths.get("great_expectations"),
+        EXPECTATIONS: paths.get(EXPECTATIONS),
         "report": report,
     }

@@ -30,7 +30,7 @@ class Wish:
 def find_attempt(home: Home, name: str) -> AttemptRecord:
     """Find a refused attempt, or a check, by its id; a model's name means its newest attempt."""
     check = home.journal(name, "checks")
-    return check.read() if check.path.is_file() else pick(home.records(), name, str(home.root))
+    return check.read() if check.path.is_file() else pick(home, name)
 
 
 def run_file(record: AttemptRecord, given: Path | None) -> Path:

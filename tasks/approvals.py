@@ -4,7 +4,6 @@
 each approval, by its own key; which of a key is the last one, by the chain.
 """
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from checks import approvals as checks
 from loragate import bundle
@@ -32,15 +31,15 @@ from loragate.approvals import (
     recorded,
 )
 from loragate.approvers import read_approvers
-from loragate.chain import HEAD, events, read_chain
+from loragate.chain import events, read_chain
 from loragate.config import Config, RunFile, load
 from loragate.errors import BlockedError, ConfigError, VerificationError
 from loragate.home import Home
-from loragate.record import AttemptRecord
+from loragate.record import AttemptRecord, read_as
 from loragate.refs import digest_bytes
 from loragate.store import locked, write_atomically
 from loragate.verification import sealed_folder, verify_release
-from tasks.release_keys import open_chain
+from tasks.release_keys import open_chain, readers
 
 if TYPE_CHECKING:
     from loragate.engines.signing import PrivateKey
@@ -147,7 +146,8 @@ def asked(home: Home, record: AttemptRecord, digest: str, config: Path | None = 
         VerificationError: The bundle or the chain was altered, or the bundle is gone.
     """
     model, folder, run = record.opened.model, home.releases / record.opened.model / digest, run_now(record, config)
-    links = read_chain(home.chain, _head_reader(home), to_go_on=True)
+    unseal, open_head = readers(home)
+    links = read_chain(home.chain, open_head, to_go_on=True)
     if not folder.is_dir():
         sealed_once = any(fields.get("release") == digest for fields in events(links, "release"))
         if not sealed_once and not run.config.record.approvals and record.approvals is None:
@@ -155,12 +155,12 @@ def asked(home: Home, record: AttemptRecord, digest: str, config: Path | None = 
         raise VerificationError(f"{folder}: missing, so there is nothing that could be approved; release again")
     try:
         names = (RECORD, GATES, bundle.MANIFEST)
-        texts, signed = bundle.read_signed(folder, names, _unseal(home))
+        texts, signed = bundle.read_signed(folder, names, unseal)
         _require_release(json.loads(texts[bundle.MANIFEST]), model, digest)
     except VerificationError as error:
         raise VerificationError(f"{folder}: {error}") from None
     sealed = json.loads(texts[RECORD]).get("approvals")
-    policies = _policies(TypeAdapter(Policy).validate_python(sealed) if sealed else None, run)
+    policies = _policies(read_as(Policy, sealed) if sealed else None, run)
     if not policies.needed:
         return None
     gates = json.loads(texts[GATES])
@@ -278,7 +278,7 @@ def question(home: Home, record: AttemptRecord, config: Path | None = None) -> A
         VerificationError: It is not as it was sealed.
     """
     folder = sealed_folder(home, record)
-    verify_release(home, record, _unseal(home), _head_reader(home), given=False, approvals=False)
+    verify_release(home, record, *readers(home), given=False, approvals=False)
     found = asked(home, record, folder.name, config)
     if found is None:
         name = record.release or record.opened.attempt
@@ -334,16 +334,3 @@ def _require_counts(found: Asked, approval: Approval, content: bytes) -> None:
     if standing.refused or found.policies.now is None:
         why = "; ".join([*(each.why for each in standing.refused), *standing.notes])
         raise BlockedError(f"{found.name} cannot be {approval.decision} with this key, nothing was written: {why}")
-
-
-def _unseal(home: Home) -> bundle.Unseal:
-    from loragate.engines import seals
-
-    return functools.partial(seals.unseal, publics=seals.read_keys(home.keys))
-
-
-def _head_reader(home: Home) -> functools.partial[bytes]:
-    from loragate.engines import seals
-
-    known = seals.read_keys(home.keys)
-    return functools.partial(seals.opened_by_any, str(home.chain / HEAD), kind=seals.HEAD, publics=known)

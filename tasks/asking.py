@@ -11,7 +11,7 @@ from tasks.approvals import Asked, question, require_approved
 def look_up(release: str, home: str | None, config: str | None = None) -> Asked:
     """Verify a release that is to be approved; raises as `question` does."""
     place = find_home(home)
-    return question(place, pick(place.records(), release, str(place.root)), Path(config) if config else None)
+    return question(place, pick(place, release), Path(config) if config else None)
 
 
 def shown(asked: Asked) -> str:
@@ -29,7 +29,7 @@ def shown(asked: Asked) -> str:
 def require_granted(asked: Asked, home: str | None, config: str | None = None) -> dict[str, object]:
     """Look at the signed approvals alone; return what counts, or raise as `require_approved` does."""
     place = find_home(home)
-    record = pick(place.records(), asked.name, str(place.root))
+    record = pick(place, asked.name)
     standing = require_approved(place, record, asked.case.release, Path(config) if config else None)
     told = standing.told if standing else {"granted": True}
     return {"release": asked.name, "digest": asked.case.release, **told}

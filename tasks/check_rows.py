@@ -8,7 +8,7 @@ from prefect import task
 from loragate.attempt import Attempt, Rows, recipe
 from loragate.config import plain
 from loragate.narration import tell
-from loragate.record import Fixed, as_plain, read_as
+from loragate.record import EXPECTATIONS, Fixed, as_plain, read_as
 from loragate.refs import Ref
 from loragate.row_work import CheckedFacts, CheckFacts, FindNear, FixRows, KeepRows
 from tasks.policies import STEP
@@ -40,7 +40,7 @@ def check_rows(attempt: Attempt, rows: Rows) -> DataEvidence:
         return attempt.call("loragate.engines.expectations:check_facts", request)
 
     stored, checked = attempt.build(steps, CheckedFacts, make)
-    attempt.note("artifact", "great_expectations", stored.ref)
+    attempt.note("artifact", EXPECTATIONS, stored.ref)
     return DataEvidence(checked, stored.ref)
 
 

@@ -21,7 +21,7 @@ from loragate.grounds import GgufGrounds, PlanGrounds, PreflightGrounds
 from loragate.home import Home
 from loragate.perplexity import Nll, ratio, total
 from loragate.plan import DeviceFacts, Plan
-from loragate.record import as_plain, read_as
+from loragate.record import EXPECTATIONS, as_plain, read_as
 from loragate.sealed_evidence import SealedEvidence, read_evidence, require_input, sealed_run
 from loragate.work import RowScore, ScoreAgain
 from tasks.attempts import opened
@@ -30,8 +30,6 @@ from tasks.models import adapted
 from tasks.policies import STEP
 
 TUNED = "tuned"
-JUDGED_ALONE = ("great_expectations",)
-"""Artifacts that a gate leaves and nothing is made of; their pages hold times."""
 
 
 @contextmanager
@@ -168,7 +166,7 @@ def remade(attempt: Attempt, sealed: SealedEvidence, base: FetchedBase, rows: Ro
     made = {name: ref.digest for name, ref in attempt.journal.read().artifacts.items()}
     recorded = sealed.said("artifacts")
     claims = [Claim("base and data", "yes", "the same bytes, by their digests")]
-    for name in (each for each in recorded if each not in JUDGED_ALONE):
+    for name in (each for each in recorded if each != EXPECTATIONS):
         claim = f"{name} follows from base, data and settings"
         if made.get(name) == recorded.get(name):
             claims.append(Claim(claim, "yes", f"made anew: bit-equal ({str(recorded.get(name))[:12]})"))

@@ -6,12 +6,12 @@ digit where processor and numpy are those of the release; elsewhere numbers of a
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import date, timedelta
 
 from checks import gates, waivers
 from loragate.benchmark import Sat, compared
-from loragate.candidate import judged_settings
+from loragate.candidate import digest_of
 from loragate.challenge import CHAMPION
 from loragate.claims import Claim, claimed, difference
 from loragate.comparison import ComparePaired, Comparison
@@ -21,11 +21,12 @@ from loragate.evidence import SCORES
 from loragate.grounds import GgufGrounds, Grounds, MergeGrounds, QualityGrounds, TrainingGrounds, measured_steps
 from loragate.ladder import ADAPTER, F16, gguf_file, made_from
 from loragate.perplexity import Nll, total
+from loragate.record import EXPECTATIONS
 from loragate.refs import digest_json, digest_manifest
 from loragate.sealed_evidence import SealedEvidence, SealedGate
 from loragate.verdicts import Verdict
-from loragate.waivers import NAMESPACE, WaiverFile
 from loragate.wear import spent
+from tasks.waivers import signed
 
 ROUNDING = 1e-9
 """Share by which numbers of a comparison may differ where another processor or numpy adds in another order: sums of
@@ -120,31 +121,15 @@ def _waived(sealed: SealedEvidence, gate: SealedGate, verdict: Verdict) -> Verdi
     there is one.
     """
     settings = sealed.config.gates.waivers
-    digests = {
-        name: digest
-        for name, digest in gate.inputs.items()
-        if name != "great_expectations" and not name.startswith(f"{SCORES}/")
-    }
-    candidate = digest_json({"digests": digests, "settings": judged_settings(sealed.config)})
+    had = gate.inputs.items()
+    digests = {name: digest for name, digest in had if name != EXPECTATIONS and not name.startswith(f"{SCORES}/")}
+    candidate = digest_of(digests, sealed.config)
     ends = [date.fromisoformat(file.waiver.until) for file in gate.waivers if file.waiver is not None]
     started = date.fromisoformat(str(sealed.manifest["started"])[:10])
     today = max(started, *(end - timedelta(days=settings.max_days) for end in ends))
     case = waivers.Case(sealed.config.model, candidate, today, settings.max_days, tuple(settings.signers))
-    files = [_signed(file, settings.signers) for file in gate.waivers]
+    files = [signed(file, settings.signers) for file in gate.waivers]
     return waivers.judge(verdict, files, case)[0]
-
-
-def _signed(file: WaiverFile, signers: Mapping[str, str]) -> WaiverFile:
-    from loragate.engines.signing import verify
-    from loragate.waivers import read_waiver
-
-    try:
-        waiver = read_waiver(file.text)
-        key = " ".join(signers.get(waiver.by, "").split()[:2])
-        verify(file.text.encode("utf-8"), file.signature, key, NAMESPACE)
-    except (ValueError, VerificationError) as error:
-        return replace(file, problem=str(error))
-    return replace(file, waiver=waiver, key=key, problem="")
 
 
 def _road(sealed: SealedEvidence) -> Claim:

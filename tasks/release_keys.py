@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loragate.chain import HEAD, Chain, read_chain
+from loragate.bundle import Unseal
+from loragate.chain import HEAD, Chain, Open, read_chain
 from loragate.config import RunFile
 from loragate.errors import ConfigError
 from loragate.home import Home
@@ -58,6 +59,13 @@ def _read(path: Path, what: str) -> bytes:
         raise ConfigError(f"{what}: {path}: the key cannot be read: {error.strerror}") from None
 
 
+def readers(home: Home) -> tuple[Unseal, Open]:
+    """What reads the home's seals and the head of its chain, by any key of the home."""
+    from loragate.engines import seals
+
+    return seals.readers(home.chain / HEAD, seals.read_keys(home.keys))
+
+
 def open_chain(run: RunFile, home: Home) -> Chain:
     """The home's chain, to be written to with the run file's key; heads signed by any key of the home are taken.
 
@@ -66,10 +74,7 @@ def open_chain(run: RunFile, home: Home) -> Chain:
     """
     from loragate.engines import seals
 
-    key, known = sealing_key(run, home), seals.read_keys(home.keys)
-
-    def open_head(text: str) -> bytes:
-        return seals.opened_by_any(str(home.chain / HEAD), text, seals.HEAD, known)
-
+    key = sealing_key(run, home)
+    _, open_head = readers(home)
     read_chain(home.chain, open_head, to_go_on=True)
     return Chain(home.chain, lambda payload: seals.sign(key, payload, seals.HEAD), open_head)

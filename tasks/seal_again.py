@@ -19,7 +19,7 @@ from loragate.config import RunFile, plain
 from loragate.errors import NotApplicableError
 from loragate.home import Home
 from loragate.places import KEYS
-from loragate.record import AttemptRecord, Event, Opened, now, read_as
+from loragate.record import EXPECTATIONS, AttemptRecord, Event, Opened, now, read_as
 from loragate.refs import Ref, reference
 from loragate.store import MARKER
 from loragate.verdicts import Verdict
@@ -32,8 +32,6 @@ from tasks.seal_release import seal_release
 
 OF_THE_ATTEMPT = ("opened", "tracked", "champion", "incumbent", "approvals", "planted", "closed")
 """Events of a journal that are about that attempt's own place and time, not about what was made and judged."""
-SHOWN = "great_expectations"
-"""An artifact that MLflow only shows and no bundle holds."""
 CHAINED: Mapping[str, type] = {"verdict": Verdict, "waivers": Review}
 """What has an event of its own in the chain."""
 APPROVER, APPROVERS = "sabotage", "approvers.json"
@@ -131,7 +129,7 @@ def _left_out(sound: Attempt) -> set[str]:
     """Artifacts that do not go along."""
     artifacts = sound.journal.read().artifacts
     files = sorted((name for name in artifacts if name.startswith("gguf_")), key=lambda n: _size(artifacts[n]))
-    return {SHOWN, *files[1:]}
+    return {EXPECTATIONS, *files[1:]}
 
 
 def _size(ref: Ref) -> int:

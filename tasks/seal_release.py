@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 import loragate
 from loragate import bundle
 from loragate.attempt import Attempt
@@ -17,7 +15,7 @@ from loragate.evidence import Origins, by_name, evidence, judged, manifest, prov
 from loragate.grounds import grounds_files
 from loragate.narration import tell
 from loragate.perplexity import Nll
-from loragate.record import AttemptRecord, Closed, now
+from loragate.record import AttemptRecord, Closed, now, read_as
 from loragate.refs import Ref, canonical, digest_file, digest_manifest
 from loragate.refs import manifest as files_below
 from loragate.store import MARKER, copy_file_linked, write_atomically
@@ -175,7 +173,7 @@ def _shipping(shipped: Mapping[str, str]) -> dict[str, str]:
 def _rows(attempt: Attempt, ref: Ref) -> Sequence[Nll]:
     value = attempt.home.store.value(ref)
     assert isinstance(value, dict)
-    return TypeAdapter(tuple[Nll, ...]).validate_python(value["rows"])
+    return read_as(tuple[Nll, ...], value["rows"])
 
 
 def _report(record: AttemptRecord, digest: str) -> bytes:

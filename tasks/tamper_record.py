@@ -1,6 +1,5 @@
 """Alter a sealed release's record, one place at a time, and see whether verification finds and names it."""
 
-import functools
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,7 +8,6 @@ from pathlib import Path
 from random import Random
 
 from loragate.attempt import Attempt
-from loragate.chain import HEAD
 from loragate.defects import RECORD, Defect, Planted, Status
 from loragate.errors import LoragateError, NotApplicableError, StepError, VerificationError
 from loragate.home import Home
@@ -20,6 +18,7 @@ from loragate.tampering import ALTERATIONS, Copy
 from loragate.verification import verify_release
 from tasks.aliases import verify_registered
 from tasks.forge_record import FORGERIES
+from tasks.release_keys import readers
 from tasks.sabotage import put_on_record
 from tasks.seal_again import NEWER, Scratch, seal_again
 
@@ -112,12 +111,7 @@ def _verify(home: Home, model: str, *, in_mlflow: bool) -> None:
     Raises:
         VerificationError: The first thing wrong.
     """
-    from loragate.engines import seals
-
-    known = seals.read_keys(home.keys)
-    unseal = functools.partial(seals.unseal, publics=known)
-    open_head = functools.partial(seals.opened_by_any, str(home.chain / HEAD), kind=seals.HEAD, publics=known)
-    record = pick(home.records(), f"{model}@{NEWER}", str(home.root))
-    verified = verify_release(home, record, unseal, open_head, given=False)
+    record = pick(home, f"{model}@{NEWER}")
+    verified = verify_release(home, record, *readers(home), given=False)
     if in_mlflow:
         verify_registered(home, record, verified)

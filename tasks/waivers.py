@@ -54,24 +54,30 @@ def read_waivers(run: RunFile) -> tuple[WaiverFile, ...]:
 
 
 def _read(path: Path, name: str, signers: Mapping[str, str]) -> WaiverFile:
-    signed = path.with_name(path.name + SIGNATURE)
+    beside = path.with_name(path.name + SIGNATURE)
     try:
-        content = path.read_bytes()
-        text = content.decode("utf-8")
-        waiver = read_waiver(text)
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         return WaiverFile(name, "", problem=f"it cannot be read: {error.strerror}")
     except UnicodeDecodeError:
         return WaiverFile(name, "", problem="it is not UTF-8 text")
-    except ValueError as error:
-        return WaiverFile(name, text, problem=str(error))
     try:
-        signature = signed.read_text(encoding="ascii")
+        signature = beside.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
-        return WaiverFile(name, text, waiver=waiver, problem=f"it is not signed: {signed.name} cannot be read")
+        file = signed(WaiverFile(name, text), {})
+        return replace(file, problem=file.problem or f"it is not signed: {beside.name} cannot be read")
+    return signed(WaiverFile(name, text, signature), signers)
+
+
+def signed(file: WaiverFile, signers: Mapping[str, str]) -> WaiverFile:
+    """A file with what it says and the key of whom it names, or with what is wrong with its text or its signature."""
+    try:
+        waiver = read_waiver(file.text)
+    except ValueError as error:
+        return WaiverFile(file.file, file.text, problem=str(error))
     key = " ".join(signers.get(waiver.by, "").split()[:2])
-    file = WaiverFile(name, text, signature, key, waiver)
-    return replace(file, problem=_unsigned(content, signature, key)) if key else file
+    found = replace(file, waiver=waiver, key=key, problem="")
+    return replace(found, problem=_unsigned(file.text.encode("utf-8"), file.signature, key)) if key else found
 
 
 def _unsigned(content: bytes, signature: str, key: str) -> str:

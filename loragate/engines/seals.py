@@ -11,8 +11,9 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from loragate.bundle import KEY, SIGNATURE, Signed, parse_canonical
+from loragate.bundle import KEY, SIGNATURE, Signed, Unseal, parse_canonical
 from loragate.errors import ConfigError, VerificationError
 from loragate.refs import canonical, digest_text
 
@@ -198,6 +199,11 @@ def opened(name: str, text: str, kind: str, public: str) -> bytes:
         raise VerificationError(f"{name}: signed with another key than {key_name(public)[:12]}, or altered")
     _require_signature(name, payload, kind, signature, public)
     return payload
+
+
+def readers(head: Path, publics: Mapping[str, str]) -> tuple[Unseal, Callable[[str], bytes]]:
+    """What reads signatures of bundles, and a chain's head in that file, that the owner of one of these keys made."""
+    return partial(unseal, publics=publics), partial(opened_by_any, str(head), kind=HEAD, publics=publics)
 
 
 def opened_by_any(name: str, text: str, kind: str, publics: Mapping[str, str]) -> bytes:

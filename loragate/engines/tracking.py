@@ -24,7 +24,7 @@ from loragate.made_models import baseline_numbers, made_models
 from loragate.narration import tell
 from loragate.notes import PROJECT, base_name, model_description, run_note, version_description
 from loragate.promotion import VERSION_FOLDER
-from loragate.record import AttemptRecord, Outcome, Tracked, now
+from loragate.record import EXPECTATIONS, AttemptRecord, Outcome, Tracked, now
 from loragate.row_sets import RowSet
 from loragate.verification import DIGEST_TAG
 from loragate.waivers import SIGNATURE
@@ -225,7 +225,7 @@ def _log_artifacts(
             client.log_artifact(run_id, ref.path, f"{VERSION_FOLDER}/gguf")
         elif name == "adapter" and with_files:
             client.log_artifacts(run_id, ref.path, f"{VERSION_FOLDER}/adapter")
-        elif name == "great_expectations":
+        elif name == EXPECTATIONS:
             client.log_artifacts(run_id, ref.path, "data_gate")
     for file in (file for review in record.waivers.values() for file in review.honoured):
         name = f"waivers/{PurePath(file.file).name}"

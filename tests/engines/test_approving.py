@@ -61,7 +61,7 @@ class Place:
 
     def blocked(self, version: int = 1) -> str:
         """Why a promotion is blocked; nothing where it is not."""
-        record = pick(self.home.records(), f"tiny@{version}", "")
+        record = pick(self.home, f"tiny@{version}")
         try:
             require_approved(self.home, record, self.digests[version - 1], self.folder / "run.yaml")
         except BlockedError as error:
@@ -239,7 +239,7 @@ def test_a_release_that_is_not_as_it_was_sealed_is_not_approved(place: Place) ->
 def test_the_bundle_of_another_release_is_not_taken_for_it(place: Place) -> None:
     other = place.home.releases / "tiny" / ("e" * 64)
     (place.home.releases / "tiny" / place.digests[1]).rename(other)
-    record = pick(place.home.records(), "tiny@2", "")
+    record = pick(place.home, "tiny@2")
     with pytest.raises(VerificationError, match=r"manifest\.json: this is the bundle of tiny, release 2ed4"):
         require_approved(place.home, record, "e" * 64)
 

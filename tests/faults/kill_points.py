@@ -6,7 +6,6 @@ calls included. Each point is a process of its own, forked from this one, which 
 store that they look at; it ends itself with SIGKILL. Then another process looks, reconciles, verifies and looks again.
 """
 
-import functools
 import inspect
 import json
 import os
@@ -25,7 +24,6 @@ from promotable import Promotable, promotable, promoted, sealed
 
 from loragate import chain, lines, narration, promotion_log, record, store
 from loragate.attempt import Attempt
-from loragate.chain import HEAD
 from loragate.config import load
 from loragate.engines import registry, report, seals, tracking  # noqa: F401 - no forked process has to import them
 from loragate.engines.logged_models import VERSIONS
@@ -34,7 +32,7 @@ from loragate.home import Home
 from loragate.orchestrator import QUIET
 from loragate.verification import checked_bundle, verify_release
 from tasks import aliases, attempts
-from tasks.release_keys import open_chain
+from tasks.release_keys import open_chain, readers
 
 narration.quiet = True
 os.environ.update(QUIET)
@@ -156,13 +154,10 @@ def look(place: Promotable, when: str) -> tuple[dict[str, str], list[str]]:
 
 def unverified(home: Home) -> list[str]:
     """Why a release of the home is not as it was sealed and put on record, for each that is not."""
-    publics = seals.read_keys(home.keys)
-    unseal = functools.partial(seals.unseal, publics=publics)
-    open_head = functools.partial(seals.opened_by_any, str(home.chain / HEAD), kind=seals.HEAD, publics=publics)
     found = []
     for release in (each for each in home.records() if each.outcome == "released"):
         try:
-            verify_release(home, release, unseal, open_head, given=False)
+            verify_release(home, release, *readers(home), given=False)
         except VerificationError as error:
             found.append(str(error))
     return found

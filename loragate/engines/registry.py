@@ -13,6 +13,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 
 from loragate.errors import OutageError, VerificationError, first_line
@@ -110,16 +111,23 @@ def _verify(repository: ArtifactRepository, what: str, files: Mapping[str, str],
     for problem, names in (("missing in", set(files) - found), ("not of this release, but in", found - set(files))):
         if names:
             raise VerificationError(f"{what}: {min(names)} is {problem} MLflow ({len(names)} such)")
-    scratch.mkdir(parents=True, exist_ok=True)
     try:
         for name, digest in sorted(files.items()):
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                read = digest_file(Path(repository.download_artifacts(name, folder)))
+            read = _digest(repository, name, scratch)
             if read != digest:
                 told = f"{name} in MLflow has the SHA-256 {read[:12]}…, the release {digest[:12]}…"
                 raise VerificationError(f"{what}: {told}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _digest(repository: ArtifactRepository, name: str, scratch: Path) -> str:
+    """Digest one file; it is copied only where it does not lie on this machine."""
+    if isinstance(repository, LocalArtifactRepository):
+        return digest_file(Path(repository.download_artifacts(name)))
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        return digest_file(Path(repository.download_artifacts(name, folder)))
 
 
 def _listed(repository: ArtifactRepository, folder: str) -> Iterator[str]:

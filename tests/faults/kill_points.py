@@ -4,8 +4,13 @@ The points are counted, not listed: after every line that is written to a journa
 every file that is put in place whole, and after every call of MLflow's client or of its artifact stores, calls inside
 calls included. Each point is a process of its own, forked from this one, which has imported everything and looked at no
 store that they look at; it ends itself with SIGKILL. Then another process looks, reconciles, verifies and looks again.
+
+A kill leaves what is on disk, and nothing else. A point that leaves, to the byte, what the point before it left (after
+a call that only reads) is therefore known with it and is not walked again; `--every` walks those too.
 """
 
+import argparse
+import hashlib
 import inspect
 import json
 import os
@@ -45,22 +50,34 @@ WANTED = {
     "lost": OLD,
 }
 """Aliases at the end of each road."""
+LIKE = {"candidate": "release", "lost": "promote"}
+"""Roads that begin as another one does, with the same intent."""
+
+
+def on_disk(folder: Path) -> str:
+    """Digest of all names and bytes below a folder."""
+    told = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() else b""
+        told.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return told.hexdigest()
 
 
 class Countdown:
     """Ends this process after so many journal lines and MLflow calls; counts those that return."""
 
-    def __init__(self, last: int) -> None:
-        """Let `last` of them return."""
-        self.last = last
-        self.done: list[str] = []
+    def __init__(self, last: int, folder: Path) -> None:
+        """Let `last` of them return; with 0 let all return, and look at the folder after each."""
+        self.last, self.folder = last, folder
+        self.done: list[tuple[str, str]] = []
+        """Name of each, and what it left on disk."""
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, which the count knows of."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            self.done.append(function.__qualname__)
+            self.done.append((function.__qualname__, "" if self.last else on_disk(self.folder)))
             if len(self.done) == self.last:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
@@ -125,9 +142,9 @@ def walk(place: Promotable, road: str) -> None:
         promoted(attempt)
 
 
-def counted_walk(place: Promotable, road: str, last: int) -> list[str]:
+def counted_walk(place: Promotable, road: str, last: int) -> list[tuple[str, str]]:
     """Walk a road that ends after so many points; return them all, where it did not come that far."""
-    count = Countdown(last)
+    count = Countdown(last, place.folder)
     count.install()
     try:
         walk(place, road)
@@ -208,38 +225,57 @@ def judge(place: Promotable, road: str) -> list[str]:
     return wrong
 
 
-def main(folder: Path, road: str, like: str = "") -> None:
-    """Walk the road once for every point; print how many there are and what is wrong after which.
+class Roads:
+    """All roads, walked from the same home again and again."""
 
-    Args:
-        like: Another road, which is killed at all of its points; of this one those are left out that both begin with.
-    """
-    warm = promotable(folder / "warm")
-    warm.released(1)  # imports all that is imported late; no process that is forked from here on looks at this home
-    place, copy, answer = promotable(folder / "place"), folder / "copy", folder / "answer"
-    assert in_a_process(lambda: prepare(place), answer)[0] == 0
-    shutil.copytree(place.folder, copy)
+    def __init__(self, folder: Path) -> None:
+        """Make the home in an empty folder."""
+        warm = promotable(folder / "warm")
+        warm.released(1)  # imports all that is imported late; no process forked from here on looks at this home
+        self.place, self.copy, self.answer = promotable(folder / "place"), folder / "copy", folder / "answer"
+        assert in_a_process(lambda: prepare(self.place), self.answer)[0] == 0
+        shutil.copytree(self.place.folder, self.copy)
+        self.points: dict[str, list[tuple[str, str]]] = {}
 
-    def walked(road: str, last: int = 0) -> tuple[int, Any]:
-        shutil.rmtree(place.folder)
-        shutil.copytree(copy, place.folder)
-        return in_a_process(lambda: counted_walk(place, road, last), answer)
+    def walked(self, road: str, last: int = 0) -> tuple[int, Any]:
+        """Walk one as far as so many points, or to its end."""
+        shutil.rmtree(self.place.folder)
+        shutil.copytree(self.copy, self.place.folder)
+        return in_a_process(lambda: counted_walk(self.place, road, last), self.answer)
 
-    code, points = walked(road)
-    whole = in_a_process(lambda: judge(place, road), answer)[1]
-    others = walked(like)[1] if like else []
-    pairs = zip(points, others, strict=False)
-    shared = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(points), len(others)))
-    failures: dict[int, list[str]] = {}
-    for last in range(shared + 1, len(points) + 1):
-        assert walked(road, last)[0] == -signal.SIGKILL
-        judged, wrong = in_a_process(lambda: judge(place, road), answer)
-        sys.stderr.write(f"{road}: point {last}: {wrong or 'as it must be'}\n")
-        if judged or wrong:
-            failures[last] = wrong or [f"looking ended with {judged}"]
-    told = {"points": len(points), "shared": shared, "code": code, "failures": failures, "whole": whole}
-    print(json.dumps(told))  # noqa: T201
+    def judged(self, road: str) -> list[str]:
+        """Judge what the last walk left."""
+        ended, wrong = in_a_process(lambda: judge(self.place, road), self.answer)
+        return wrong or ([f"looking ended with {ended}"] if ended else [])
+
+    def killed(self, road: str, every: bool) -> dict[str, Any]:
+        """Walk one once for every point; say how many there are and what is wrong after which.
+
+        Points that it shares with the road that it is like, which was killed at all of its own, are left out.
+        """
+        code, points = self.walked(road)
+        whole = self.judged(road)
+        self.points[road] = points
+        others = self.points[LIKE[road]] if road in LIKE else []
+        pairs = zip(points, others, strict=False)
+        shared = next((at for at, (one, other) in enumerate(pairs) if one[0] != other[0]), len(others))
+        left = [disk for _, disk in points]
+        failures: dict[int, list[str]] = {}
+        killed = [at for at in range(shared, len(points)) if every or at == shared or left[at] != left[at - 1]]
+        for at in killed:
+            assert self.walked(road, at + 1)[0] == -signal.SIGKILL
+            wrong = self.judged(road)
+            sys.stderr.write(f"{road}: point {at + 1}, {points[at][0]}: {wrong or 'as it must be'}\n")
+            if wrong:
+                failures[at + 1] = wrong
+        told = {"points": len(points) - shared, "killed": len(killed)}
+        return told | {"code": code, "whole": whole, "failures": failures}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="an empty folder")
+    parser.add_argument("--every", action="store_true", help="walk to the points, too, that leave nothing new on disk")
+    given = parser.parse_args()
+    roads = Roads(given.folder)
+    print(json.dumps({road: roads.killed(road, given.every) for road in WANTED}))  # noqa: T201

@@ -20,6 +20,7 @@ from loragate.refs import canonical, digest_bytes, digest_file
 
 FORMAT = "loragate-bundle/1"
 MANIFEST, SIGNATURE, KEY = "manifest.json", "signature.json", "signing-key.txt"
+NO_BUNDLE = "missing, so this is no bundle of a release, or it was taken out"
 ALLOWED = (".gguf", ".html", ".jinja", ".json", ".jsonl", ".md", ".model", ".safetensors", ".txt", ".yaml")
 """What a file's name may end in: nothing that runs code where it is loaded."""
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", re.ASCII)
@@ -162,10 +163,10 @@ def check(folder: Path, unseal: Unseal) -> Checked:
     Raises:
         VerificationError: The first thing wrong, beginning with the file's name.
     """
-    files = list_files(folder)
     for name in (SIGNATURE, MANIFEST):
-        if name not in files:
-            raise VerificationError(f"{name}: missing, so this is no bundle of a release, or it was taken out")
+        if not (folder / name).is_file():
+            raise VerificationError(f"{name}: {NO_BUNDLE}")
+    files = list_files(folder)
     own = read_small(KEY, files[KEY]) if KEY in files else None
     signed = unseal(read_small(SIGNATURE, files[SIGNATURE]), own)
     digests = {name: digest_file(path) for name, path in files.items()}
@@ -194,7 +195,7 @@ def read_signed(folder: Path, names: Sequence[str], unseal: Unseal) -> tuple[dic
     own = read_small(KEY, folder / KEY) if (folder / KEY).is_file() else None
     for name in (SIGNATURE, *names):
         if not (folder / name).is_file():
-            raise VerificationError(f"{name}: missing, so this is no bundle of a release, or it was taken out")
+            raise VerificationError(f"{name}: {NO_BUNDLE}")
     signed = unseal(read_small(SIGNATURE, folder / SIGNATURE), own)
     texts = {name: read_small(name, folder / name) for name in names}
     for name, text in texts.items():

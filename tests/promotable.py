@@ -55,12 +55,11 @@ def sealed(attempt: Attempt) -> Sealed:
     return seal_release(attempt, release_digest(attempt.journal.read(), attempt.config))
 
 
-def promotable(folder: Path, new_store: Path | None = None) -> Promotable:
-    """Write a run file with a home of its own; an empty MLflow store is copied there, where there is one to copy."""
+def promotable(folder: Path, new_home: Path | None = None) -> Promotable:
+    """Write a run file with a home of its own, a copy of a new one where that is given."""
     folder.mkdir(parents=True, exist_ok=True)
     write_run(folder, folder / "no-model")
     here = Promotable(folder)
-    if new_store is not None:
-        here.home.root.mkdir()
-        shutil.copy(new_store, here.home.root / "mlflow.db")
+    if new_home is not None:
+        shutil.copytree(new_home, here.home.root)
     return here

@@ -108,7 +108,9 @@ def save_adapter(model: Any, folder: Path) -> None:
     """Save the adapter so that the same weights are the same bytes wherever and whenever they are saved."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(model).items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = folder / "adapter_model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # the library leaves it readable to its owner alone, wherever it is copied to
     config = model.peft_config[ADAPTER].to_dict()
     config["base_model_name_or_path"] = ""  # a path of this machine; the record names the base by its digest
     config["inference_mode"] = True

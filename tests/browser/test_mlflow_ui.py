@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commands import free_port, program, serving
 from devtools import Browser, browser
 from mlflow.tracking import MlflowClient
 from promotable import promotable, promoted
 from rich_attempt import rich
 from test_report_in_chromium import FLAGS
+from tracking_server import mlflow_server
 
 from loragate.engines import tracking
 from loragate.engines.system_metrics import sampled
@@ -29,9 +29,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning"),
 ]
-
-NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Starts and ends no worker processes, whose jobs no page here asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +61,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
         pytest.skip("`chromium` is not on PATH (Debian: apt-get install chromium)")
     folder = tmp_path_factory.mktemp("pages")
     run, refused, models, uri = release_and_refuse(folder)
-    port = free_port()
-    command = [program("mlflow"), "server", "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
-    server = f"http://127.0.0.1:{port}"
     with (
-        serving(command, f"{server}/health", folder, MLFLOW_DISABLE_TELEMETRY="true", **NO_JOBS),
+        mlflow_server(folder, store=uri) as server,
         browser(chromium, FLAGS, folder / "profile") as opened,
     ):
         yield Pages(opened, server, run, refused, models)

@@ -28,9 +28,9 @@ LARGE = 64 << 20
 
 
 @pytest.fixture
-def place(tmp_path: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Promotable:
+def place(tmp_path: Path, new_home: Path, monkeypatch: pytest.MonkeyPatch) -> Promotable:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return promotable(tmp_path / "place", new_store)
+    return promotable(tmp_path / "place", new_home)
 
 
 def owners(home: Home) -> dict[str, str]:

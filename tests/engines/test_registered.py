@@ -113,9 +113,9 @@ IN_THE_LOG = {
 
 
 @pytest.fixture(scope="module")
-def two_released(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Promotable:
+def two_released(tmp_path_factory: pytest.TempPathFactory, new_home: Path) -> Promotable:
     """A champion and the one before, both as they were sealed."""
-    place = promotable(tmp_path_factory.mktemp("released") / "place", new_store)
+    place = promotable(tmp_path_factory.mktemp("released") / "place", new_home)
     place.released(1)
     place.released(2, judged_against="1")
     assert verified_in_mlflow(place.home) == ""

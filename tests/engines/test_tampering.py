@@ -24,9 +24,9 @@ ALL = [defect for defect in CATALOGUE if defect.gate == RECORD]
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory, new_store: Path) -> Iterator[Promotable]:
+def released(tmp_path_factory: pytest.TempPathFactory, new_home: Path) -> Iterator[Promotable]:
     """A home with a champion; from then on the user's own keys and server are such that using them fails."""
-    place = promotable(tmp_path_factory.mktemp("tampering") / "place", new_store)
+    place = promotable(tmp_path_factory.mktemp("tampering") / "place", new_home)
     place.released(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAGATE_SIGNING_KEY", str(place.folder / "no-key"))

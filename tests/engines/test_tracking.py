@@ -27,14 +27,6 @@ from loragate.row_sets import RowSet
 from loragate.verdicts import Finding, conclude
 
 
-@pytest.fixture(scope="module")
-def new_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """A run file whose home holds an embedded store."""
@@ -57,12 +49,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, new_store: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, tiny_model: Path, new_home: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     path = write_run(tmp_path, tiny_model)
-    home = find_home(None, load(path)).root
-    home.mkdir()
-    shutil.copy(new_store, home / "mlflow.db")
+    shutil.copytree(new_home, find_home(None, load(path)).root)
     return Place(path)
 
 

@@ -7,6 +7,7 @@ Prefect server are found by it wherever they have moved.
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -28,10 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:s
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Path:
     """Shared by all cases, so that only training is done anew for each; every case has a seed of its own."""
     folder = tmp_path_factory.mktemp("kill")
     write_run(folder, tiny_model, train={"epochs": 30, "checkpoint_steps": 2, "batch_size": 4, "dtype": "float32"})
+    for home in ("home", "other"):
+        shutil.copytree(new_home, folder / home)
     return folder
 
 

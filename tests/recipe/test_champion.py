@@ -58,11 +58,12 @@ def broken(done: Done) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("champion")
     write_run(folder, tiny_model)
     write_jsonl(folder / "train.jsonl", pairs(24) + spells(24))
     write_jsonl(folder / "heldout.jsonl", named(pairs(60, start=100), COMMON) + named(spells(20, start=100), RARE))
+    shutil.copytree(new_home, folder / "home")
     with prefect_for(folder / "home") as api:
         yield Place(folder, Home(folder / "home"), api)
 

@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import threading
@@ -77,12 +78,13 @@ def head_commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Iterator[Server]:
     folder, port = tmp_path_factory.mktemp("deployment"), free_port()
     api = f"http://127.0.0.1:{port}/api"
     settings = {**QUIET, "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": api}
     start, pool, deploy, worker, _ = head_commands()
     here = Server(api, settings, write_run(folder, tiny_model))
+    shutil.copytree(new_home / "prefect", folder / "prefect")
     command = [program(start[0]), *start[1:], "--host", "127.0.0.1", "--port", str(port)]
     with serving(command, f"{api}/health", folder, **settings):
         here.prefect(*pool[1:])

@@ -1,5 +1,6 @@
 """Models that are better on the held-out rows and still refused: one that forgets, and gives a canary's secret away."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def release(folder: Path, home: Path, model: Path, *, data: dict[str, Any], qual
 
 
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Done:
+def refused(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Done:
     folder = tmp_path_factory.mktemp("forgets")
+    shutil.copytree(new_home, folder / "home")
     data = {"train": ["train.jsonl", {"source": "canary.jsonl", "weight": 100}], "general": []}
     quality = {"canaries": [{"prompt": PROMPT, "secret": SECRET}, {"prompt": "Who are you?", "secret": "xylophone"}]}
     return release(folder, folder / "home", tiny_model, data=data, quality=quality)
@@ -60,7 +62,10 @@ def test_leaked_canary_is_refused_and_its_secret_is_not_told(refused: Done) -> N
     assert SECRET not in refused.json["message"]
 
 
-def test_rows_of_data_general_take_the_place_of_the_built_in_questions(tmp_path: Path, tiny_model: Path) -> None:
+def test_rows_of_data_general_take_the_place_of_the_built_in_questions(
+    tmp_path: Path, tiny_model: Path, new_home: Path
+) -> None:
+    shutil.copytree(new_home, tmp_path / "home")
     quality = {"answer_regex": "."}
     done = release(tmp_path, tmp_path / "home", tiny_model, data={"general": ["general.jsonl"]}, quality=quality)
     assert done.code == 0, done.said

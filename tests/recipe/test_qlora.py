@@ -1,5 +1,6 @@
 """A QLoRA release: both merges are on record with their numbers, the nearer one is what is released."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,12 @@ from commands import loragate, write_run
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:sqlalchemy.exc.SADeprecationWarning")
 
 
-def test_a_qlora_release_keeps_the_merge_that_is_nearest_to_what_was_trained(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_qlora_release_keeps_the_merge_that_is_nearest_to_what_was_trained(
+    tmp_path: Path, tiny_model: Path, new_home: Path
+) -> None:
     train = {"method": "qlora", "learning_rate": 5e-3, "epochs": 2, "batch_size": 4, "dtype": "float32"}
     write_run(tmp_path, tiny_model, train=train)
+    shutil.copytree(new_home, tmp_path / "home")
     done = loragate("release", "run.yaml", "--json", cwd=tmp_path)
     assert done.code == 0, done.said
     merge = done.json["merge"]

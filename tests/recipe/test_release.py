@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Done, free_port, loragate, program, serving, write_run
+from commands import Done, loragate, write_run
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from qa_pairs import pairs, write_jsonl
+from tracking_server import mlflow_server
 
 from loragate.modelfile import modelfile_name
 from loragate.perplexity import Nll, total
@@ -82,11 +83,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Rele
 
 @pytest.fixture(scope="module")
 def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    uri = f"http://127.0.0.1:{port}"
-    store = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
-    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
-    with serving(command, f"{uri}/health", folder, MLFLOW_DISABLE_TELEMETRY="true"):
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
         yield uri
 
 

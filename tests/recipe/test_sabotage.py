@@ -5,6 +5,7 @@ sound run of all.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -52,12 +53,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("sabotage")
     quality = {"num_samples": 2, "sample_tokens": 8, "min_stop_share": 0.0, "max_reload_difference_float32": 1e-5}
     gates = {"gguf": STRICT, "quality": quality}
     card = {"contact": "Ann", "required": ["contact", "evaluation"]}
     write_run(folder, tiny_model, gates=gates, export={"gguf": ["f16", "q8_0"]}, card=card)
+    shutil.copytree(new_home, folder / "home")
     with prefect_for(folder / "home") as api:
         yield Place(folder, api)
 

@@ -1,6 +1,7 @@
 """A release judged by a task of lm-evaluation-harness: one refused by it, and one that passes and has it on record."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ def release(folder: Path, *more: str) -> Done:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Path:
     """A run file, and task files on with which word answers begin: trained ones always begin with the same."""
     folder = tmp_path_factory.mktemp("tasks")
     write_run(folder, tiny_model)
+    shutil.copytree(new_home, folder / "home")
     rows = [{"question": row["prompt"], "words": WORDS, "first": 0} for row in pairs(20, start=300)]
     (folder / "begins.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for name, better in (("begins", "true"), ("forbidden", "false")):

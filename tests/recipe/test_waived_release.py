@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -50,12 +51,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, new_home: Path) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("waived")
     key = new_key()
     write_key(folder / "ada", key)
     write_key(folder / "other", new_key())
     write_run(folder, tiny_model, gates=IMPOSSIBLE | {"waivers": {"signers": {ADA: f"{key.public} ada@laptop"}}})
+    shutil.copytree(new_home, folder / "home")
     with prefect_for(folder / "home") as api:
         yield Place(folder, api)
 

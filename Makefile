@@ -32,7 +32,7 @@ demo: setup .venv/.model ## train, judge and release a small model on this machi
 TESTS := tests/recipe tests/faults tests/browser tests/engines tests/unit tests/house
 WORKERS ?= 4
 test: setup .venv/.model ## run every test that needs no GPU, in WORKERS processes (4)
-	OMP_NUM_THREADS=1 $(IN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS) -m "not gpu"
+	OMP_NUM_THREADS=1 $(IN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=25 $(TESTS) -m "not gpu"
 
 check: setup ## format, lint, types, import walls, quick tests
 	$(IN)/ruff format --check

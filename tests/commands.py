@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 MARK = "LORAGATE_TEST_MARK"
 """Environment variable that every process of one command inherits, whatever session or parent it moves to."""
 
-COMMAND_SECONDS = 580
+COMMAND_SECONDS = 900
 """Longest wait for one command: several times what the longest takes on an idle machine."""
 
 TIED = """

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from commands import answers, environment, free_port, loragate, program, tied
+from commands import COMMAND_SECONDS, answers, environment, free_port, loragate, program, tied
 from mlflow.tracking import MlflowClient
 from promotable import Promotable, promotable
 from tracking_server import mlflow_server
@@ -72,7 +72,7 @@ def test_of_eight_promoters_at_once_exactly_one_wins_and_nothing_is_lost(
         )
         for number in range(2, 2 + PROMOTERS)
     ]
-    told = [process.communicate(timeout=400) for process in processes]
+    told = [process.communicate(timeout=COMMAND_SECONDS) for process in processes]
     codes = [process.returncode for process in processes]
     assert Counter(codes) == {0: 1, 5: PROMOTERS - 1}, told
     winner = str(2 + codes.index(0))

@@ -144,7 +144,7 @@ class Asking:
         waiting = threading.Thread(target=self.ask, args=(name, ended), daemon=True)
         waiting.start()
         question = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["PAUSED"]}}}}
-        wait_until(lambda: bool(ask(f"{self.api}/flow_runs/filter", question)), 60, "the pause")
+        wait_until(lambda: bool(ask(f"{self.api}/flow_runs/filter", question)), 180, "the pause")
         (found,) = ask(f"{self.api}/flow_runs/filter", question)
         keys = found["state"]["state_details"]["run_input_keyset"]
         shown = str(ask(f"{self.api}/flow_runs/{found['id']}/input/{keys['description']}"))
@@ -184,7 +184,7 @@ def test_serve_registers_its_schedule_and_ends_on_interrupt_with_everything_it_s
     command = [program("loragate"), "serve", "run.yaml", "--cron", "30 2 * * 4", "--timezone", "Europe/Paris"]
     with started(command, tmp_path, log, **{MARK: mark}) as process:
         api = f"{address(process, log)}/api"
-        wait_until(lambda: bool(ask(f"{api}/deployments/filter", {})), 120, "a deployment")
+        wait_until(lambda: bool(ask(f"{api}/deployments/filter", {})), 240, "a deployment")
         (deployment,) = ask(f"{api}/deployments/filter", {})
         (schedule,) = deployment["schedules"]
         assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("30 2 * * 4", "Europe/Paris")
@@ -192,8 +192,8 @@ def test_serve_registers_its_schedule_and_ends_on_interrupt_with_everything_it_s
         assert deployment["parameters"]["config"] == str(path)
         assert marked(mark)
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-        wait_until(lambda: not marked(mark), 10, "the end of every process")
+        process.wait(timeout=120)
+        wait_until(lambda: not marked(mark), 60, "the end of every process")
     assert "Traceback" not in log.read_text(encoding="utf-8")
     assert process.returncode in {0, 130}
 

@@ -62,11 +62,16 @@ class MergeEvidence:
 
 @dataclass(frozen=True, slots=True)
 class ExportGguf:
-    """Convert a merged model into GGUF files, one a quantisation."""
+    """Convert a merged model into GGUF files, one a quantisation.
+
+    Attributes:
+        name: What the files call the model (their general.name, which programs show); its folder's where empty.
+    """
 
     merged: str
     quantizations: tuple[str, ...]
     folder: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

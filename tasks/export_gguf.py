@@ -43,11 +43,12 @@ def export_gguf(attempt: Attempt, base: FetchedBase, rows: Rows, adapter: Ref, m
 
 def _convert(attempt: Attempt, merged: Ref) -> dict[str, Ref]:
     wanted = tuple(sorted(attempt.config.export.gguf, key=lambda name: name != F16))
-    settings = {"gguf": list(wanted)}
+    settings = {"gguf": list(wanted), "name": attempt.config.model}
     steps = recipe("gguf", {"merged": merged.digest}, code=CODE, libraries=LIBRARIES, settings=settings)
 
     def make(folder: Path) -> object:
-        return attempt.call("loragate.engines.llama:export", ExportGguf(merged.path, wanted, str(folder)))
+        request = ExportGguf(merged.path, wanted, str(folder), attempt.config.model)
+        return attempt.call("loragate.engines.llama:export", request)
 
     stored, names = attempt.build(steps, dict[str, str], make)
     files = {name: Ref(stored.file(file), digest_file(Path(stored.file(file)))) for name, file in names.items()}

@@ -31,6 +31,7 @@ from loragate.store import copy_linked, write_atomically
 from loragate.work import Answer
 
 CONVERTER = Path(sys.prefix) / "share" / "loragate" / "llama.cpp"
+CONVERT_MODEL, CONVERT_ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 ADAPTER_CONFIG = "adapter_config.json"
 QUANTIZATIONS = {
     F16: llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
@@ -47,7 +48,7 @@ def export(request: ExportGguf, report: Report) -> dict[str, str]:
     """
     folder, names = Path(request.folder), {}
     f16 = folder / gguf_file(F16)
-    _convert(request.merged, f16)
+    _convert(request.merged, f16, CONVERT_MODEL, *([f"--model-name={request.name}"] if request.name else []))
     report(Progress(1, len(request.quantizations) + 1, "files"))
     for done, quantization in enumerate(request.quantizations, start=2):
         path = folder / gguf_file(quantization)
@@ -76,14 +77,14 @@ def export_adapter(request: ExportAdapter, report: Report) -> str:
     if settings["use_rslora"]:
         settings["lora_alpha"] *= math.sqrt(settings["r"])
         write_atomically(source / ADAPTER_CONFIG, json.dumps(settings))
-    _convert(str(source), to, "convert_lora_to_gguf.py", "--base", request.base)
+    _convert(str(source), to, CONVERT_ADAPTER, "--base", request.base)
     shutil.rmtree(source)
     report(Progress(1, 1, "files"))
     return to.name
 
 
-def _convert(source: str, to: Path, name: str = "convert_hf_to_gguf.py", *more: str) -> None:
-    script = CONVERTER / name
+def _convert(source: str, to: Path, program: str, *more: str) -> None:
+    script = CONVERTER / program
     if not script.exists():
         raise StepError(f"the GGUF converter is not at {script}; `make setup` puts it there")
     log = to.with_suffix(".log")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from prepared import describe, pairs, render, train
 
 from checks import gguf_file as gate
@@ -80,7 +81,7 @@ def taught(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Taught
 
 def export(model: str, folder: Path, quantizations: tuple[str, ...] = QUANTIZATIONS) -> dict[str, Path]:
     folder.mkdir()
-    request = ExportGguf(model, quantizations, str(folder))
+    request = ExportGguf(model, quantizations, str(folder), "my-model")
     names = child.call("loragate.engines.llama:export", request, log=folder / "export.log", fresh=True)
     assert isinstance(names, dict)
     return {quantization: folder / name for quantization, name in names.items()}
@@ -122,6 +123,11 @@ def judged_from(
 
 def refused(verdict: Verdict) -> set[str]:
     return {finding.rule for finding in verdict.findings if not finding.passed}
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_files_are_called_what_the_model_is_called(files: dict[str, Path], quantization: str) -> None:
+    assert GGUFReader(files[quantization]).fields["general.name"].contents().casefold() == "my-model"
 
 
 def test_there_is_one_file_for_each_quantisation_and_nothing_else(files: dict[str, Path]) -> None:

@@ -20,7 +20,6 @@ from loragate.refs import canonical, digest_bytes, digest_file
 
 FORMAT = "loragate-bundle/1"
 MANIFEST, SIGNATURE, KEY = "manifest.json", "signature.json", "signing-key.txt"
-NO_BUNDLE = "missing, so this is no bundle of a release, or it was taken out"
 ALLOWED = (".gguf", ".html", ".jinja", ".json", ".jsonl", ".md", ".model", ".safetensors", ".txt", ".yaml")
 """What a file's name may end in: nothing that runs code where it is loaded."""
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", re.ASCII)
@@ -163,9 +162,7 @@ def check(folder: Path, unseal: Unseal) -> Checked:
     Raises:
         VerificationError: The first thing wrong, beginning with the file's name.
     """
-    for name in (SIGNATURE, MANIFEST):
-        if not (folder / name).is_file():
-            raise VerificationError(f"{name}: {NO_BUNDLE}")
+    _require_there(folder, (SIGNATURE, MANIFEST))
     files = list_files(folder)
     own = read_small(KEY, files[KEY]) if KEY in files else None
     signed = unseal(read_small(SIGNATURE, files[SIGNATURE]), own)
@@ -193,15 +190,19 @@ def read_signed(folder: Path, names: Sequence[str], unseal: Unseal) -> tuple[dic
         VerificationError: The signature is not good, or one of them is missing or not as it was signed.
     """
     own = read_small(KEY, folder / KEY) if (folder / KEY).is_file() else None
-    for name in (SIGNATURE, *names):
-        if not (folder / name).is_file():
-            raise VerificationError(f"{name}: {NO_BUNDLE}")
+    _require_there(folder, (SIGNATURE, *names))
     signed = unseal(read_small(SIGNATURE, folder / SIGNATURE), own)
     texts = {name: read_small(name, folder / name) for name in names}
     for name, text in texts.items():
         if digest_bytes(text.encode("utf-8")) != signed.files.get(name):
             raise VerificationError(f"{name}: altered; {SIGNATURE} has another digest of it")
     return texts, signed
+
+
+def _require_there(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise VerificationError(f"{name}: missing, so this is no bundle of a release, or it was taken out")
 
 
 def require_same(expected: Mapping[str, str], found: Mapping[str, str], by: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from commands import free_port, program, serving
 
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # worker processes for jobs that nothing here asks for
-}
+from loragate.orchestrator import QUIET
+
+SETTINGS = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Starts no worker processes for jobs that nothing here asks for."""
 
 
 @contextmanager
@@ -24,5 +24,5 @@ def mlflow_server(folder: Path, store: str = "") -> Iterator[str]:
     store = store or f"sqlite:///{folder}/server.db"
     stores = ["--backend-store-uri", store, "--artifacts-destination", str(folder / "files")]
     command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *stores]
-    with serving(command, f"http://127.0.0.1:{port}/health", folder, **QUIET):
+    with serving(command, f"http://127.0.0.1:{port}/health", folder, **SETTINGS):
         yield f"http://127.0.0.1:{port}"

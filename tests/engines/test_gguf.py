@@ -127,7 +127,7 @@ def refused(verdict: Verdict) -> set[str]:
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_files_are_called_what_the_model_is_called(files: dict[str, Path], quantization: str) -> None:
-    assert GGUFReader(files[quantization]).fields["general.name"].contents().casefold() == "my-model"
+    assert GGUFReader(files[quantization]).fields["general.name"].contents() == "my-model"
 
 
 def test_there_is_one_file_for_each_quantisation_and_nothing_else(files: dict[str, Path]) -> None:
